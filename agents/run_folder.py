@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _metrics(row: Mapping[str, Any], where: str) -> dict[str, float]:
     try:
-        return {name: float(value) for name, value in row.items() if value is not None}
+        return {name: math.nan if value is None else float(value) for name, value in row.items() if name != "alarms"}
     except (TypeError, ValueError) as error:
         raise _malformed(where, "a number for each metric", error) from error
 

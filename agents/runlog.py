@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from agents.health import Alarm
+from agents.trackers import Tracker
 
 SHOWN = {
     "rollout/em": "EM",
@@ -29,48 +35,109 @@ SHOWN = {
 class RunLog:
     """Writes one JSON object a line for each update, and keeps a live table on the console.
 
-    On a terminal the table is redrawn in place; elsewhere a line is printed every tenth update.
+    On a terminal the table is redrawn in place; elsewhere a line is printed every tenth update. ``metrics.jsonl`` is
+    strict JSON: a number that is not finite is written as null.
     """
 
-    def __init__(self, run_dir: Path, config: Any, *, total: int, title: str, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Any,
+        *,
+        total: int,
+        title: str,
+        console: Console | None = None,
+        finished: int = 0,
+        trackers: Sequence[Tracker] = (),
+        enabled: bool = True,
+    ) -> None:
+        """Begin a log, or go on with one.
+
+        Args:
+            run_dir: the folder of the run; it is made if there is none.
+            config: what goes into ``config.json``, beside the command.
+            total: updates of the whole run.
+            title: the name of the algorithm.
+            console: where progress is shown; None: standard output.
+            finished: updates that an earlier process finished and whose rows stay; rows of later ones go, and time
+                counts on from the last row that stays.
+            trackers: take the same metrics; the log closes them.
+            enabled: False writes and shows nothing, for all but one process of a distributed run.
+
+        Raises:
+            SearchGymError: a row that should stay is malformed.
+        """
         self.run_dir = run_dir
         self.total = total
         self.title = title
-        self.started = time.perf_counter()
+        self._enabled = enabled
         self._console = console or Console()
-        self._rows: list[Mapping[str, float]] = []
+        self._trackers = tuple(trackers) if enabled else ()
+        self._rows: list[Mapping[str, Any]] = []
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
-        write_config(run_dir, config)
-        self._file = (run_dir / "metrics.jsonl").open("w", encoding="utf-8")
+        self._file: TextIO | None = None
+        self._earlier_seconds = 0.0
+        if enabled:
+            write_config(run_dir, config)
+            self._open(finished)
+        self.started = time.perf_counter()
 
     def __enter__(self) -> RunLog:
-        if self._live is not None:
+        if self._live is not None and self._enabled:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        self._file.close()
+        with ExitStack() as stack:
+            for tracker in self._trackers:
+                stack.callback(tracker.close)
+            if self._file is not None:
+                stack.callback(self._file.close)
+            if self._live is not None:
+                stack.callback(self._live.stop)
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds since the run began."""
-        return time.perf_counter() - self.started
+        """Wall-clock seconds of training so far, those before an interruption included."""
+        return self._earlier_seconds + time.perf_counter() - self.started
 
-    def write(self, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of one update; ``metrics`` holds "update"."""
-        row = {**metrics, "time/seconds": round(self.seconds, 3)}
-        self._file.write(json.dumps(row) + "\n")
+    def write(self, metrics: Mapping[str, float], alarms: Sequence[Alarm] = ()) -> None:
+        """Append the metrics of one update, which hold "update", and show the alarms that began with it."""
+        if self._file is None:
+            return
+        row: dict[str, Any] = {**metrics, "time/seconds": round(self.seconds, 3)}
+        if alarms:
+            row["alarms"] = [{"name": alarm.name, "message": alarm.message} for alarm in alarms]
+        self._file.write(_to_line(row))
         self._file.flush()
         self._rows.append(row)
+        for tracker in self._trackers:
+            tracker.write(int(row["update"]), {name: row[name] for name in row if name not in ("update", "alarms")})
+        for alarm in alarms:
+            self._say(f"update {alarm.update}: {alarm.name}: {alarm.message}", style="bold red")
         if self._live is not None:
             self._live.update(self._table())
         elif len(self._rows) % 10 == 1 or len(self._rows) == self.total:
             shown = "  ".join(f"{name} {row[key]:.4g}" for key, name in SHOWN.items() if key in row)
-            print(f"{self.title} {int(row['update'])}/{self.total}  {shown}  left {self._time_left()}", flush=True)
+            self._say(f"{self.title} {int(row['update'])}/{self.total}  {shown}  left {self._time_left()}")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _open(self, finished: int) -> None:
+        """Open metrics.jsonl for appending after the rows of the first ``finished`` updates."""
+        path = self.run_dir / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if finished and path.exists() else []
+        kept = []
+        for line in lines:
+            if line.endswith("\n") and json.loads(line)["update"] <= finished:
+                kept.append(line)
+        write_text(path, "".join(kept))
+        self._rows = [json.loads(line) for line in kept]
+        self._earlier_seconds = float(self._rows[-1]["time/seconds"]) if self._rows else 0.0
+        self._file = path.open("a", encoding="utf-8")
 
     def _time_left(self) -> str:
         done = len(self._rows)
@@ -95,6 +162,13 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"
 
 
 def to_jsonable(config: Any) -> Any:
@@ -127,5 +201,8 @@ def write_json(path: Path, data: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
