@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import search_gym
 from agents.models import CheckpointError, load_model
 from agents.policy import CausalLMWithValueHead
-from search_gym import __version__
 from search_gym.codec import HFCodec, TokenCodec
 from search_gym.errors import OptionError
 
@@ -129,7 +129,7 @@ def write_state(run_dir: Path, state: TrainingState, *, keep: int = 1) -> Path:
         save_file(tensors, new / _TENSORS_FILE)
         document = {
             "format": STATE_FORMAT,
-            "search_gym": __version__,
+            "search_gym": search_gym.__version__,
             "update": state.update,
             "tensors_sha256": _file_digest(new / _TENSORS_FILE),
             "data": data,

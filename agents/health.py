@@ -13,6 +13,7 @@ from search_gym.errors import OptionError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
+_FEW = 3  # values that make a mean or a median
 COLLAPSES = frozenset({"non-finite", "entropy collapse", "vanishing valid turns", "reward collapse"})
 
 
@@ -48,9 +49,9 @@ class HealthConfig:
     """Nats between sampling and training log-probabilities; None: 1e-3 in float32, 0.02 in float16, 0.1 in bfloat16."""
 
     def __post_init__(self) -> None:
-        if self.patience < 2 or not all(0 < part < 1 for part in (self.fall, self.entropy_fall)):
+        if self.patience < _FEW or not all(0 < part < 1 for part in (self.fall, self.entropy_fall)):
             raise OptionError(
-                f"expected patience of 2 or more and fall and entropy_fall between 0 and 1, got {self.patience}, "
+                f"expected patience of {_FEW} or more and fall and entropy_fall between 0 and 1, got {self.patience}, "
                 f"{self.fall} and {self.entropy_fall}; do: change the option that is outside"
             )
 
@@ -139,7 +140,7 @@ class HealthMonitor:
         norm = metrics.get("loss/grad_norm", math.nan)
         if not math.isfinite(norm):
             return
-        usual = median(self._grad_norms) if len(self._grad_norms) >= 3 else math.inf
+        usual = median(self._grad_norms) if len(self._grad_norms) >= _FEW else math.inf
         self._grad_norms.append(norm)
         if norm > max(self.config.grad_norm_factor * usual, self.config.min_grad_norm):
             yield (
@@ -169,11 +170,12 @@ class HealthMonitor:
         name, what, advice = _WATCHED[key]
         recent = self._recent[key]
         recent.append(value)
-        if len(recent) < self.config.patience:
+        if len(recent) < _FEW:
             return
         best = self._best[key] = max(fmean(recent), self._best.get(key, 0.0))
         least = self.config.least_em if key == "rollout/em" else self.config.least_valid_turns
-        if best >= least and max(recent) < self.config.fall * best:
+        is_low = len(recent) == self.config.patience and max(recent) < self.config.fall * best
+        if best >= least and is_low:
             yield (
                 name,
                 f"{what} has been {max(recent):.3g} or less for {len(recent)} updates, after a mean of {best:.3g} at "
