@@ -12,15 +12,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from agents.health import Alarm
-from agents.trackers import Tracker
+from search_gym.errors import SearchGymError
+
+if TYPE_CHECKING:
+    from agents.health import Alarm
+    from agents.trackers import Tracker
 
 SHOWN = {
     "rollout/em": "EM",
@@ -129,13 +132,11 @@ class RunLog:
     def _open(self, finished: int) -> None:
         """Open metrics.jsonl for appending after the rows of the first ``finished`` updates."""
         path = self.run_dir / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if finished and path.exists() else []
-        kept = []
-        for line in lines:
-            if line.endswith("\n") and json.loads(line)["update"] <= finished:
-                kept.append(line)
-        write_text(path, "".join(kept))
-        self._rows = [json.loads(line) for line in kept]
+        kept = _read_rows(path, finished) if finished and path.exists() else {}
+        write_text(path, "".join(kept.values()))
+        self._rows = [json.loads(line) for line in kept.values()]
+        if len(kept) < finished:
+            self._say(f"{path} holds {len(kept)} of the {finished} updates that are finished; the others are lost")
         self._earlier_seconds = float(self._rows[-1]["time/seconds"]) if self._rows else 0.0
         self._file = path.open("a", encoding="utf-8")
 
@@ -162,6 +163,25 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _read_rows(path: Path, finished: int) -> dict[int, str]:
+    """The lines of the first ``finished`` updates, by update; a last line that a crash cut short is none of them."""
+    kept: dict[int, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+            update, _ = int(row["update"]), float(row["time/seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SearchGymError(
+                f"expected the metrics of an update in {path}, line {number}, got {error!r}; do: restore the file, or "
+                "start again in another folder"
+            ) from error
+        if update <= finished:
+            kept[update] = line
+    return kept
 
 
 def _to_line(row: Mapping[str, Any]) -> str:
