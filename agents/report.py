@@ -1,7 +1,8 @@
 """``python -m agents.report runs/demo``: the learning curves and a self-contained page about a run, from its folder.
 
-Reads ``config.json``, ``metrics.jsonl``, ``summary.json`` and ``transcripts.jsonl``; writes ``curves.png`` and
-``report.html``. The transcripts hold the text of every token, so neither the model nor its codec is needed.
+Reads ``config.json``, ``metrics.jsonl``, ``summary.json``, ``transcripts.jsonl`` and, where a run went back, the rows
+that it gave up in ``abandoned.jsonl``; writes ``curves.png`` and ``report.html``. The transcripts hold the text of
+every token, so neither the model nor its codec is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import charts
+from agents.health import Alarm
 from agents.run_folder import Run, Sample, Scores, load_run
 from search_gym.errors import SearchGymError
 from search_gym.render import html_page, spans_to_html
@@ -44,7 +46,14 @@ def write_report(run_dir: Path) -> Path:
 
 def to_page(run: Run) -> str:
     """The report as one HTML page without outside resources."""
-    parts = (_header(run), _evaluation(run), _curves(run), _transcripts(run.samples), _config(run.config))
+    parts = (
+        _header(run),
+        _evaluation(run),
+        _curves(run),
+        _alarms(run.alarms),
+        _transcripts(run.samples),
+        _config(run.config),
+    )
     return html_page(f"<main>{''.join(parts)}</main>", f"{run.name}: search-gym report", style=_STYLE)
 
 
@@ -112,6 +121,13 @@ def _curves(run: Run) -> str:
         f"<section><h2>Learning curves</h2><figure>{charts.to_svg(run.metrics)}</figure>"
         '<p class="note">Thin: every update. Thick: centred moving average.</p></section>'
     )
+
+
+def _alarms(alarms: Sequence[Alarm]) -> str:
+    items = "".join(
+        f"<li>update {alarm.update:,}: <b>{escape(alarm.name)}</b>: {escape(alarm.message)}</li>" for alarm in alarms
+    )
+    return f'<section><h2>Alarms</h2><ul class="alarms">{items}</ul></section>' if alarms else ""
 
 
 def _transcripts(samples: Sequence[Sample]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agents.health import Alarm
 from search_gym.errors import SearchGymError
 from search_gym.render import AUTHORS
 from search_gym.transcript import Span
@@ -56,6 +57,8 @@ class Run:
     after: Scores
     baselines: Sequence[Scores]
     samples: Sequence[Sample]
+    alarms: Sequence[Alarm] = ()
+    """In the order in which they went off; the updates of some may have been given up."""
 
 
 def load_run(run_dir: Path) -> Run:
@@ -82,16 +85,23 @@ def load_run(run_dir: Path) -> Run:
             str(path), "em_before, em_after and baselines by kind, and the numbers train_seconds and seed", error
         ) from error
     config_path = run_dir / "config.json"
+    rows = list(_read_lines(run_dir / "metrics.jsonl"))
+    abandoned_path = run_dir / "abandoned.jsonl"
+    abandoned = list(_read_lines(abandoned_path)) if abandoned_path.exists() else []
     return Run(
         name=run_dir.resolve().name,
         config=_parse(_read(config_path), str(config_path)),
-        metrics=[_metrics(row, where) for where, row in _read_lines(run_dir / "metrics.jsonl")],
+        metrics=[_metrics(row, where) for where, row in rows],
         train_seconds=train_seconds,
         seed=seed,
         before=before,
         after=after,
         baselines=baselines,
         samples=[_sample(row, where) for where, row in _read_lines(run_dir / "transcripts.jsonl")],
+        alarms=sorted(
+            (alarm for where, row in (*abandoned, *rows) for alarm in _alarms(row, where)),
+            key=lambda alarm: alarm.update,
+        ),
     )
 
 
@@ -128,6 +138,13 @@ def _metrics(row: Mapping[str, Any], where: str) -> dict[str, float]:
         return {name: math.nan if value is None else float(value) for name, value in row.items() if name != "alarms"}
     except (TypeError, ValueError) as error:
         raise _malformed(where, "a number for each metric", error) from error
+
+
+def _alarms(row: Mapping[str, Any], where: str) -> list[Alarm]:
+    try:
+        return [Alarm(str(a["name"]), int(row["update"]), str(a["message"])) for a in row.get("alarms", ())]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(where, "alarms with name and message", error) from error
 
 
 def _scores(name: str, em: Mapping[str, float], intervals: Mapping[str, Sequence[float]]) -> Scores:

@@ -58,7 +58,7 @@ class RunLog:
 
         Args:
             run_dir: the folder of the run; it is made if there is none.
-            config: what goes into ``config.json``, beside the command.
+            config: what goes into ``config.json``, beside the command and those that resumed the run.
             total: updates of the whole run.
             title: the name of the algorithm.
             console: where progress is shown; None: standard output.
@@ -81,8 +81,11 @@ class RunLog:
         self._file: TextIO | None = None
         self._earlier_seconds = 0.0
         if enabled:
-            write_config(run_dir, config)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_json(run_dir / "config.json", {**_commands(run_dir, finished), **to_jsonable(config)})
             self._open(finished)
+        if self._rows:
+            self._earlier_seconds = float(self._rows[-1]["time/seconds"])
         self.started = time.perf_counter()
 
     def __enter__(self) -> RunLog:
@@ -126,6 +129,16 @@ class RunLog:
             shown = "  ".join(f"{name} {row[key]:.4g}" for key, name in SHOWN.items() if key in row)
             self._say(f"{self.title} {int(row['update'])}/{self.total}  {shown}  left {self._time_left()}")
 
+    def rewind(self, finished: int) -> None:
+        """Go back to the first ``finished`` updates; the rows of later ones move to ``abandoned.jsonl``."""
+        if self._file is None:
+            return
+        self._file.close()
+        later = [_to_line(row) for row in self._rows if row["update"] > finished]
+        with (self.run_dir / "abandoned.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(later)
+        self._open(finished)
+
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
@@ -137,7 +150,6 @@ class RunLog:
         self._rows = [json.loads(line) for line in kept.values()]
         if len(kept) < finished:
             self._say(f"{path} holds {len(kept)} of the {finished} updates that are finished; the others are lost")
-        self._earlier_seconds = float(self._rows[-1]["time/seconds"]) if self._rows else 0.0
         self._file = path.open("a", encoding="utf-8")
 
     def _time_left(self) -> str:
@@ -163,6 +175,21 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _commands(run_dir: Path, finished: int) -> dict[str, Any]:
+    """The command that began the run, and those that went on with it."""
+    path = run_dir / "config.json"
+    if not finished or not path.exists():
+        return {"command": command_line()}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        resumed = [*earlier.get("resumed", []), {"after_update": finished, "command": command_line()}]
+        return {"command": earlier["command"], "resumed": resumed}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SearchGymError(
+            f"expected the configuration of the run in {path}, got {error!r}; do: restore the file, or delete it"
+        ) from error
 
 
 def _read_rows(path: Path, finished: int) -> dict[int, str]:
