@@ -198,9 +198,11 @@ def test_a_reply_may_take_so_long_as_a_whole(slow):
     """The dribbled body never pauses for the timeout, but takes 3 s in all."""
     assert len(slow.body) * 0.02 > 2
     with ScriptedServer(lambda request, number: slow) as server:
-        with connect(server, timeout=0.2, retries=1) as completer:
-            with pytest.raises(EndpointError, match=r"in 2 tries.*(ReadTimeout|no whole reply within 0\.2 s)"):
-                ask(completer)
+        with (
+            connect(server, timeout=0.2, retries=1) as completer,
+            pytest.raises(EndpointError, match=r"in 2 tries.*(ReadTimeout|no whole reply within 0\.2 s)"),
+        ):
+            ask(completer)
         assert len(server.requests) == 2
 
 
