@@ -116,12 +116,31 @@ def next_state(directory: Path, keep: int) -> int:
     kills = 0
     for _ in every_crash(prepare, lambda: write_state(directory, state(3), keep=keep)):
         assert content_of(read_state(directory)) in (2, 3)
+        for name in (directory / "states").glob("update-*"):
+            update = int(name.name[-6:])
+            assert content_of(read_state(directory, at_most=update)) == update
         write_state(directory, state(4), keep=keep)
         assert content_of(read_state(directory)) == 4
         assert names(directory / "states")[-1] == "update-000004"
         assert len(names(directory / "states")) == keep
         kills += 1
     assert content_of(read_state(directory)) == 3
+    return kills
+
+
+def aside(directory: Path) -> int:
+    """A state that an earlier crash left under the name to which it was put aside is safe until there is another."""
+
+    def prepare() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+        path = write_state(directory, state(2))
+        path.rename(path.with_name(f".{path.name}.old"))
+
+    kills = 0
+    for _ in every_crash(prepare, lambda: write_state(directory, state(3))):
+        assert content_of(read_state(directory)) in (2, 3)
+        kills += 1
+    assert names(directory / "states") == ["update-000003"]
     return kills
 
 
@@ -197,6 +216,7 @@ def random_kills(directory: Path) -> int:
 SCENARIOS: dict[str, Callable[[Path], int]] = {
     "next-state": lambda directory: next_state(directory, keep=1),
     "next-state-of-two": lambda directory: next_state(directory, keep=2),
+    "aside": aside,
     "same-state": same_state,
     "policy": policies,
     "random": random_kills,

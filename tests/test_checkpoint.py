@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small_models import WORDS, llama, tiny, tokenizer
@@ -129,16 +129,8 @@ def state_names(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "states").iterdir())
 
 
-DTYPES = (
-    torch.bfloat16,
-    torch.float16,
-    torch.float32,
-    torch.float64,
-    torch.int64,
-    torch.int32,
-    torch.uint8,
-    torch.bool,
-)
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+DTYPES = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -191,6 +183,7 @@ class TestStates:
         write_state(tmp_path, TrainingState(1, {"x": shown}, {}))
         assert torch.equal(read_state(tmp_path).tensors["x"], torch.tensor([1 - 2j, 3 + 4j]))
 
+    @settings(max_examples=50)
     @given(data=st.dictionaries(st.text(), JSON_VALUES, max_size=4))
     def test_json_comes_back_exactly(self, tmp_path_factory, data):
         run_dir = tmp_path_factory.mktemp("run")
@@ -263,13 +256,13 @@ class TestDamage:
         return write_state(tmp_path, TrainingState(7, {"x": torch.arange(6.0)}, {"order": [3, 1, 2], "rate": 0.1}))
 
     def test_a_flipped_bit_is_never_read(self, directory):
-        """Every bit of state.json, and of the tensors' header and values, is flipped once: refused, or without effect."""
+        """In each file one bit of every byte is flipped, in a different place of the byte each time."""
         for name in ("state.json", "state.safetensors"):
             path = directory / name
             content = path.read_bytes()
-            for bit in range(8 * len(content)):
+            for i in range(len(content)):
                 damaged = bytearray(content)
-                damaged[bit // 8] ^= 1 << bit % 8
+                damaged[i] ^= 1 << i % 8
                 path.write_bytes(damaged)
                 with pytest.raises(CheckpointError, match=name):
                     read_state(directory.parents[1])
@@ -304,14 +297,23 @@ class TestDamage:
     @pytest.mark.parametrize("content", ["[]", "null", "{}", '{"sha256": 1}', "\ud800"])
     def test_other_json_is_refused(self, directory, content):
         (directory / "state.json").write_text(content, errors="surrogatepass")
-        with pytest.raises(CheckpointError, match="state.json"):
+        with pytest.raises(CheckpointError, match=r"state\.json"):
             read_state(directory.parents[1])
 
 
 class TestCrashes:
-    def test_what_was_acknowledged_survives_every_kill(self, tmp_path):
+    @pytest.mark.parametrize(
+        "scenarios",
+        [
+            ["same-state+renames", "policy", "random"],
+            pytest.param(
+                ["next-state", "next-state-of-two", "aside", "same-state", "policy+renames"], marks=pytest.mark.slow
+            ),
+        ],
+        ids=["some", "others"],
+    )
+    def test_what_was_acknowledged_survives_every_kill(self, tmp_path, scenarios):
         """See crashes.py; the number of kills says that there were steps to be killed at."""
-        scenarios = ["next-state-of-two", "same-state", "same-state+renames", "policy", "policy+renames", "random"]
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("crashes.py")), str(tmp_path), *scenarios],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
