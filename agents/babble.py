@@ -114,7 +114,8 @@ def _words(rng: np.random.Generator) -> str:
 
 def _query(rng: np.random.Generator, context: _Context) -> str:
     question, latest, documents = context.question.entities, context.latest.entities, context.documents.entities
-    name = _first_of(rng, (0.4, question), (0.4, latest), (0.1, documents), (0.1, [random_name(rng, SPLIT)]))
+    new = [name for name in latest if name not in question]
+    name = _first_of(rng, (0.25, question), (0.55, new), (0.1, documents), (0.1, [random_name(rng, SPLIT)]))
     relation = _relation(rng, context)
     kind = rng.choice(5, p=(0.5, 0.15, 0.2, 0.05, 0.1))
     if kind == 0:

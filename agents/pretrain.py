@@ -41,11 +41,11 @@ class PretrainConfig:
     """Where the checkpoint goes."""
     seed: int = 0
     """Decides the text, its order and the initial weights."""
-    updates: int = 500
+    updates: int = 1500
     """Optimiser steps."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Episodes per step, on average."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
     """Peak of AdamW's learning rate: a linear warm-up over a twentieth of the steps, then a cosine to a tenth."""
     sloppy: float = 0.3
     """Share of turns with a missing, mismatched or misplaced tag."""
@@ -53,7 +53,7 @@ class PretrainConfig:
     """Width of the model."""
     num_blocks: int = 3
     """Transformer blocks before the pointer head."""
-    num_heads: int = 2
+    num_heads: int = 4
     """Attention heads per block."""
     num_samples: int = 512
     """Held-out questions that are asked, sampled and greedily, to see what the base model does."""
