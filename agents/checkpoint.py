@@ -27,12 +27,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import search_gym
-from agents.models import CheckpointError, load_model
-from agents.policy import CausalLMWithValueHead
+from agents.models import CheckpointError, load_model, load_weights
+from agents.policy import CausalLMPolicy, CausalLMWithValueHead
 from search_gym.codec import HFCodec, TokenCodec
 from search_gym.errors import OptionError
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+CRITIC_FOLDER = "critic"
 STATE_FORMAT = 1
 
 _STATES = "states"
@@ -53,17 +54,17 @@ class TrainingState:
     """Counters, schedules, the order of questions, states of other generators: JSON values with string keys."""
 
 
-def save_policy(directory: Path, policy: CausalLMWithValueHead, codec: TokenCodec) -> None:
+def save_policy(directory: Path, policy: CausalLMPolicy, codec: TokenCodec) -> None:
     """Write ``policy`` to ``directory``, which appears complete or not at all.
 
-    The directory holds config.json, model.safetensors, value_head.safetensors and, if the codec has them, the
-    tokenizer's files; ``load_model`` reads it too. A checkpoint that was there before is replaced; see
-    ``replace_directory`` for what a crash at the worst moment leaves.
+    The directory holds config.json, model.safetensors and, if the policy and the codec have them,
+    value_head.safetensors, the critic's model and the tokenizer's files; ``load_model`` reads it too. A checkpoint that
+    was there before is replaced; see ``replace_directory`` for what a crash at the worst moment leaves.
 
     Raises:
         CheckpointError: ``directory`` exists and holds something else.
     """
-    if directory.exists() and not (directory / VALUE_HEAD_FILE).is_file():
+    if directory.exists() and not (directory / "config.json").is_file():
         raise CheckpointError(
             f"expected a checkpoint or nothing at {directory}, got something else; do: choose another directory"
         )
@@ -72,8 +73,11 @@ def save_policy(directory: Path, policy: CausalLMWithValueHead, codec: TokenCode
     shutil.rmtree(new, ignore_errors=True)
     try:
         policy.model.save_pretrained(new)
-        head = {name: weight.detach().cpu().contiguous() for name, weight in policy.value_head.state_dict().items()}
-        save_file(head, new / VALUE_HEAD_FILE)
+        if isinstance(policy, CausalLMWithValueHead):
+            head = {name: weight.detach().cpu().contiguous() for name, weight in policy.value_head.state_dict().items()}
+            save_file(head, new / VALUE_HEAD_FILE)
+            if policy.critic is not None:
+                policy.critic.save_pretrained(new / CRITIC_FOLDER)
         if isinstance(codec, HFCodec):
             codec.tokenizer.save_pretrained(new)
         replace_directory(new, directory)
@@ -93,7 +97,9 @@ def load_policy(
     if aside.is_dir() and not directory.exists():
         name_or_path = aside
     model, codec = load_model(name_or_path, dtype)
-    policy = CausalLMWithValueHead(model, vocab_size=codec.vocab_size)
+    folder = Path(name_or_path, CRITIC_FOLDER)
+    critic = load_weights(str(folder), dtype).eval() if folder.is_dir() else None
+    policy = CausalLMWithValueHead(model, vocab_size=codec.vocab_size, critic=critic)
     path = Path(name_or_path, VALUE_HEAD_FILE)
     if path.is_file():
         try:

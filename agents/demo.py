@@ -66,7 +66,7 @@ def main(
     if config.env.questions != "tinywiki":
         raise OptionError(f"expected the questions 'tinywiki', got {config.env.questions!r}; do: use agents.ppo")
     console = console or Console()
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.compute.threads)
     write_config(config.run_dir, config)
     for name in ("summary.json", "transcripts.jsonl", "curves.png", "report.html"):
         (config.run_dir / name).unlink(missing_ok=True)  # of an earlier run, lest an interrupted one seems complete

@@ -6,6 +6,7 @@ attention cache.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -35,8 +36,11 @@ class SampledTurn(NamedTuple):
 class Generator(Protocol):
     """Samples turns in numbered slots, each of which holds one growing sequence of tokens."""
 
-    def start(self, num_slots: int, seed: int) -> None:
-        """Forget everything; slots 0 to ``num_slots`` - 1 are empty. The same seed gives the same tokens."""
+    def start(self, num_slots: int, seed: int, first_episode: int = 0) -> None:
+        """Forget everything; slots 0 to ``num_slots`` - 1 are empty and hold episodes ``first_episode`` and following.
+
+        The same seed gives an episode of the same number the same random numbers, whichever slot it is in.
+        """
         ...
 
     def extend(self, slots: Sequence[int], token_ids: Sequence[TokenIds]) -> None:
@@ -64,26 +68,45 @@ class CachedGenerator:
         codec: ids from ``codec.vocab_size`` on, which a padded embedding may have, are never sampled.
         temperature: of the sampled distribution, and of the log-probabilities in any case.
         greedy: take the most probable token instead of sampling.
+        top_p: sample only among the most probable tokens that together hold this much probability (Holtzman et al.
+            2019, arXiv 1904.09751). The log-probabilities stay those of the whole distribution, so with less than 1
+            training does not score the distribution that was sampled.
 
-    The random numbers of a turn depend on the seed, the slot and how many turns it has had, not on the other slots.
+    The random numbers of a turn depend on the seed, the episode's number and how many turns it has had, nothing else.
+
+    Raises:
+        OptionError: ``top_p`` is not above 0 and at most 1.
     """
 
     def __init__(
-        self, model: PreTrainedModel, codec: TokenCodec, *, temperature: float = 1.0, greedy: bool = False
+        self,
+        model: PreTrainedModel,
+        codec: TokenCodec,
+        *,
+        temperature: float = 1.0,
+        greedy: bool = False,
+        top_p: float = 1.0,
     ) -> None:
+        if not 0 < top_p <= 1:
+            raise OptionError(f"expected top_p above 0 and at most 1, got {top_p}; do: use 1.0 to leave it out")
         self.model = model
         self.codec = codec
         self.temperature = temperature
         self.greedy = greedy
+        self.top_p = top_p
         self._forward_options = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+        # transformers 5.24 renamed past_key_values to cache.
+        takes_cache = "cache" in inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if takes_cache else "past_key_values"
         # A sliding window counts masked columns too, so a row may not have any between its tokens.
         self._gaps_matter = getattr(model.config.get_text_config(), "sliding_window", None) is not None
         # A closing tag ends in ">", so only a token with a ">" can complete one.
         self._may_close = np.array([">" in codec.decode([i]) for i in range(codec.vocab_size)], dtype=np.bool_)
 
-    def start(self, num_slots: int, seed: int) -> None:
+    def start(self, num_slots: int, seed: int, first_episode: int = 0) -> None:
         self.model.eval()
         self._seed = seed
+        self._first_episode = first_episode
         self._num_turns = [0] * num_slots
         self._cache = SlotCache(num_slots, self.model.device)
         self._unfed: list[TokenIds] = [_NO_TOKENS] * num_slots  # what each slot holds beyond its cache
@@ -144,7 +167,8 @@ class CachedGenerator:
         """Random numbers (rows, ``length``) in [0, 1) for the next turn of each of ``slots``."""
         rows = []
         for slot in slots:
-            rows.append(np.random.default_rng((self._seed, slot, self._num_turns[slot])).random(length))
+            key = (self._seed, self._first_episode + slot, self._num_turns[slot])
+            rows.append(np.random.default_rng(key).random(length))
             self._num_turns[slot] += 1
         return torch.from_numpy(np.stack(rows))
 
@@ -170,8 +194,8 @@ class CachedGenerator:
             input_ids=torch.from_numpy(token_ids).to(device),
             attention_mask=block.real.long(),
             position_ids=position_ids,
-            past_key_values=block.cache,
             use_cache=True,
+            **{self._cache_name: block.cache},
             **self._forward_options,
         )
         return output.logits[:, -1]
@@ -182,10 +206,19 @@ class CachedGenerator:
         if self.greedy:
             ids = scores.argmax(dim=-1)
         else:
-            cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+            cumulative = nucleus(scores.softmax(dim=-1), self.top_p).cumsum(dim=-1, dtype=torch.float64)
             points = uniforms.to(scores.device)[:, None] * cumulative[:, -1:]
             ids = torch.searchsorted(cumulative, points, right=True).squeeze(-1).clamp_max(scores.shape[-1] - 1)
         return ids.cpu().numpy(), logprobs_at(scores, ids).cpu().numpy()
+
+
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """``probs`` (n, V) with 0 in place of all but the fewest, most probable tokens that hold ``top_p`` of each row."""
+    if top_p == 1.0:
+        return probs
+    largest, ids = probs.sort(dim=-1, descending=True, stable=True)
+    is_kept = largest.cumsum(dim=-1) - largest < top_p
+    return torch.zeros_like(probs).scatter(-1, ids, largest * is_kept)
 
 
 def _pad(chunks: Sequence[TokenIds], pad_id: int, *, left: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -43,7 +43,7 @@ def load_model(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> 
         model, codec = _load_gguf(path, dtype)
     else:
         source = str(path if path.is_dir() else name_or_path)
-        model = _load_weights(source, dtype)
+        model = load_weights(source, dtype)
         is_tiny = model.config.model_type == TinyConfig.model_type
         codec = tinywiki.codec() if is_tiny else HFCodec.from_pretrained(source)
     _check_vocabulary(model, codec, name_or_path)
@@ -63,7 +63,12 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, TokenCo
     return model, codec
 
 
-def _load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(source: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model from a directory or the hub, without its codec.
+
+    Raises:
+        UnknownNameError: there is no such model. CheckpointError: its weights are damaged or incomplete.
+    """
     try:
         config = AutoConfig.from_pretrained(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)

@@ -7,7 +7,7 @@ that leaves it is indexed by the token it talks about.
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,19 +76,61 @@ def evaluate_tokens(
     return _score(output["logits"], token_ids, sampled_next, columns, temperature, vocab_size, entropy_grad)
 
 
-class CausalLMWithValueHead(nn.Module):
-    """A causal language model with a scalar value head on its last hidden state.
+class CausalLMPolicy(nn.Module):
+    """A causal language model as a policy over tokens: what algorithms without a value function train.
 
     ``model``: any Hugging Face causal LM. ``vocab_size``: the codec's, when the embedding is padded beyond it.
-    ``detach_value``: keep the value loss from training the language model. The head starts at zero, so every value
-    does, and computes in float32.
     """
 
-    def __init__(self, model: PreTrainedModel, *, vocab_size: int | None = None, detach_value: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, *, vocab_size: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+
+    def evaluate_tokens(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        attention_mask: Bool[Tensor, "B T"],
+        loss_mask: Bool[Tensor, "B T"],
+        temperature: float,
+        *,
+        entropy_grad: bool = True,
+    ) -> TokenScores | TokenEvaluation:
+        """Log-probabilities and entropies of the tokens in ``loss_mask``; see ``evaluate_tokens`` above."""
+        return evaluate_tokens(
+            self.model,
+            token_ids,
+            attention_mask,
+            loss_mask,
+            temperature,
+            vocab_size=self.vocab_size,
+            entropy_grad=entropy_grad,
+        )
+
+    def forward(self, *args: Any, **options: Any) -> TokenScores | TokenEvaluation:
+        """`evaluate_tokens`, under the name that wrappers for distributed training call."""
+        return self.evaluate_tokens(*args, **options)
+
+
+class CausalLMWithValueHead(CausalLMPolicy):
+    """A causal language model with a scalar value head on its last hidden state.
+
+    ``detach_value``: keep the value loss from training the language model. ``critic``: a second model whose last hidden
+    state the head reads instead (Search-R1 has one). The head starts at zero, so every value does, and computes in
+    float32.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        vocab_size: int | None = None,
+        detach_value: bool = False,
+        critic: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(model, vocab_size=vocab_size)
         self.detach_value = detach_value
+        self.critic = critic
         hidden_size = model.config.get_text_config().hidden_size
         self.value_head = nn.Linear(hidden_size, 1, device=model.device, dtype=torch.float32)
         nn.init.zeros_(self.value_head.weight)
@@ -105,8 +147,13 @@ class CausalLMWithValueHead(nn.Module):
     ) -> TokenEvaluation:
         """Log-probabilities, entropies and values of the tokens in ``loss_mask``; see ``evaluate_tokens`` above."""
         sampled_next, columns = _predictors(loss_mask)
-        output = forward_model(self.model, token_ids, attention_mask, columns=columns, output_hidden_states=True)
+        states = self.critic is None
+        output = forward_model(self.model, token_ids, attention_mask, columns=columns, output_hidden_states=states)
         scores = _score(output["logits"], token_ids, sampled_next, columns, temperature, self.vocab_size, entropy_grad)
+        if self.critic is not None:  # its logits are not wanted; one column is the least that it can compute
+            output = forward_model(
+                self.critic, token_ids, attention_mask, columns=columns[:1], output_hidden_states=True
+            )
         hidden = output["hidden_states"][-1][sampled_next].float()
         values = self.value_head(hidden.detach() if self.detach_value else hidden).squeeze(-1)
         return TokenEvaluation(scores.logprobs, scores.entropies, _place(values, sampled_next))

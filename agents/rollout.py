@@ -58,16 +58,18 @@ def collect(
     question_index: Sequence[int] | npt.NDArray[np.int64],
     seed: int,
     *,
+    first_episode: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Run one episode for each entry of ``question_index``, in waves of ``envs.num_envs``, and keep their order.
 
-    ``seed`` decides every sampled token. ``on_progress`` is told after each turn how many episodes have finished.
+    ``seed`` and an episode's number, counted from ``first_episode``, decide every token that it samples, whatever the
+    number of environments. ``on_progress`` is told after each turn how many episodes have finished.
 
     Raises:
         ValueError: fewer questions than environments.
     """
-    waves = collect_waves(envs, generator, question_index, seed, on_progress=on_progress)
+    waves = collect_waves(envs, generator, question_index, seed, first_episode=first_episode, on_progress=on_progress)
     return [rollout for wave in waves for rollout in wave]
 
 
@@ -77,6 +79,7 @@ def collect_waves(
     question_index: Sequence[int] | npt.NDArray[np.int64],
     seed: int,
     *,
+    first_episode: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[list[Rollout]]:
     """`collect`, one wave at a time; the last one may be smaller than ``envs.num_envs``."""
@@ -86,10 +89,10 @@ def collect_waves(
             f"expected at least {envs.num_envs} questions, one for each environment, got {len(indices)}; "
             "do: make fewer environments"
         )
-    for wave, start in enumerate(range(0, len(indices), envs.num_envs)):
+    for start in range(0, len(indices), envs.num_envs):
         part = indices[start : start + envs.num_envs]
         report = None if on_progress is None else lambda done, base=start: on_progress(base + done)
-        yield _collect_wave(envs, generator, part, seed + wave, report)
+        yield _collect_wave(envs, generator, part, seed, first_episode + start, report)
 
 
 def _collect_wave(
@@ -97,6 +100,7 @@ def _collect_wave(
     generator: Generator,
     question_index: npt.NDArray[np.int64],
     seed: int,
+    first_episode: int,
     on_progress: Callable[[int], None] | None,
 ) -> list[Rollout]:
     num_slots = len(question_index)
@@ -105,7 +109,7 @@ def _collect_wave(
     options = {"question_index": padded, "reset_mask": slots < num_slots}
     observations, _ = envs.reset(seed=seed, options=options)
 
-    generator.start(num_slots, seed)
+    generator.start(num_slots, seed, first_episode)
     active = list(range(num_slots))
     generator.extend(active, [observations[slot] for slot in active])
     logprobs: list[list[npt.NDArray[np.float32]]] = [[] for _ in active]
@@ -161,15 +165,18 @@ def _collect_wave(
 class RolloutBatch:
     """Rollouts padded on the right to a common length T; every (B, T) tensor is indexed by the token it talks about.
 
-    ``attention_mask``: True = a token of the transcript. ``loss_mask``: True = sampled by the policy. ``old_logprobs``
-    and ``rewards`` are 0 outside ``loss_mask``; the whole reward stands on the last sampled token.
+    ``attention_mask``: True = a token of the transcript. ``response_mask``: True = a token after the prompt, whoever
+    wrote it. ``loss_mask``: True = sampled by the policy. ``old_logprobs`` and ``rewards`` are 0 outside ``loss_mask``;
+    the whole reward stands on the last sampled token. Rows of one ``group_ids`` answer the same draw of a question.
     """
 
     token_ids: Int[Tensor, "B T"]
     attention_mask: Bool[Tensor, "B T"]
+    response_mask: Bool[Tensor, "B T"]
     loss_mask: Bool[Tensor, "B T"]
     old_logprobs: Float[Tensor, "B T"]
     rewards: Float[Tensor, "B T"]
+    group_ids: Int[Tensor, " B"]
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -177,12 +184,21 @@ class RolloutBatch:
     def select(self, rows: Int[Tensor, " N"]) -> RolloutBatch:
         """The batch of ``rows``, without the columns that are padding in all of them."""
         length = int(self.attention_mask[rows].sum(dim=1).max())
-        fields = (self.token_ids, self.attention_mask, self.loss_mask, self.old_logprobs, self.rewards)
-        return RolloutBatch(*(x[rows, :length] for x in fields))
+        columns = (
+            self.token_ids,
+            self.attention_mask,
+            self.response_mask,
+            self.loss_mask,
+            self.old_logprobs,
+            self.rewards,
+        )
+        return RolloutBatch(*(x[rows, :length] for x in columns), group_ids=self.group_ids[rows])
 
 
-def collate(rollouts: Sequence[Rollout], pad_id: int, device: torch.device | str = "cpu") -> RolloutBatch:
-    """Pad ``rollouts`` into one batch.
+def collate(
+    rollouts: Sequence[Rollout], pad_id: int, device: torch.device | str = "cpu", *, group_size: int = 1
+) -> RolloutBatch:
+    """Pad ``rollouts`` into one batch; each ``group_size`` of them in a row are a group.
 
     Raises:
         ValueError: no rollouts, or one whose log-probabilities and sampled tokens differ in number.
@@ -191,7 +207,7 @@ def collate(rollouts: Sequence[Rollout], pad_id: int, device: torch.device | str
         raise ValueError("expected at least one rollout, got none")
     shape = (len(rollouts), max(len(rollout.token_ids) for rollout in rollouts))
     token_ids = np.full(shape, pad_id, dtype=np.int64)
-    attention_mask, loss_mask = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+    attention_mask, response_mask, loss_mask = (np.zeros(shape, dtype=np.bool_) for _ in range(3))
     old_logprobs, rewards = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     for row, rollout in enumerate(rollouts):
         length, sampled = len(rollout.token_ids), np.flatnonzero(rollout.loss_mask)
@@ -201,8 +217,10 @@ def collate(rollouts: Sequence[Rollout], pad_id: int, device: torch.device | str
             )
         token_ids[row, :length] = rollout.token_ids
         attention_mask[row, :length] = True
+        response_mask[row, rollout.spans[0].stop : length] = True
         loss_mask[row, sampled] = True
         old_logprobs[row, sampled] = rollout.logprobs
         rewards[row, sampled[-1]] = rollout.reward
-    arrays = (token_ids, attention_mask, loss_mask, old_logprobs, rewards)
+    group_ids = np.arange(len(rollouts)) // group_size
+    arrays = (token_ids, attention_mask, response_mask, loss_mask, old_logprobs, rewards, group_ids)
     return RolloutBatch(*(torch.from_numpy(array).to(device) for array in arrays))

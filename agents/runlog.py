@@ -122,12 +122,12 @@ class RunLog:
         for tracker in self._trackers:
             tracker.write(int(row["update"]), {name: row[name] for name in row if name not in ("update", "alarms")})
         for alarm in alarms:
-            self._say(f"update {alarm.update}: {alarm.name}: {alarm.message}", style="bold red")
+            self.say(f"update {alarm.update}: {alarm.name}: {alarm.message}", style="bold red")
         if self._live is not None:
             self._live.update(self._table())
         elif len(self._rows) % 10 == 1 or len(self._rows) == self.total:
             shown = "  ".join(f"{name} {row[key]:.4g}" for key, name in SHOWN.items() if key in row)
-            self._say(f"{self.title} {int(row['update'])}/{self.total}  {shown}  left {self._time_left()}")
+            self.say(f"{self.title} {int(row['update'])}/{self.total}  {shown}  left {self._time_left()}")
 
     def rewind(self, finished: int) -> None:
         """Go back to the first ``finished`` updates; the rows of later ones move to ``abandoned.jsonl``."""
@@ -139,7 +139,8 @@ class RunLog:
             file.writelines(later)
         self._open(finished)
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def say(self, text: str, style: str | None = None) -> None:
+        """Show a line."""
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _open(self, finished: int) -> None:
@@ -149,7 +150,7 @@ class RunLog:
         write_text(path, "".join(kept.values()))
         self._rows = [json.loads(line) for line in kept.values()]
         if len(kept) < finished:
-            self._say(f"{path} holds {len(kept)} of the {finished} updates that are finished; the others are lost")
+            self.say(f"{path} holds {len(kept)} of the {finished} updates that are finished; the others are lost")
         self._file = path.open("a", encoding="utf-8")
 
     def _time_left(self) -> str:

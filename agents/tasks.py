@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 
 from search_gym import FormatReward, Question, SearchVectorEnv, TokenCodec, exact_match
 from search_gym.errors import OptionError
@@ -41,6 +42,10 @@ class EnvConfig:
     """Tokens of the prompt, all turns and all observations together."""
     reward: Literal["em", "format"] = "em"
     """Exact match, or exact match with Search-R1's format terms."""
+    close_think: bool = True
+    """Whether an observation closes a <think> in which the search was written; Search-R1 leaves it open."""
+    on_retrieval_error: Literal["raise", "observe"] = "raise"
+    """What a failing search does: end the run, or tell the policy."""
 
 
 REAL_TEXT = EnvConfig(
@@ -72,6 +77,8 @@ def env_options(config: EnvConfig, codec: TokenCodec, *, split: str | None = Non
         "max_turn_tokens": config.max_turn_tokens,
         "max_observation_tokens": config.max_observation_tokens,
         "max_context_tokens": config.max_context_tokens,
+        "close_think": config.close_think,
+        "on_retrieval_error": config.on_retrieval_error,
     }
 
 
@@ -100,12 +107,14 @@ def kind_weights(kinds: Sequence[str]) -> Mapping[str, float]:
 
 @dataclass
 class QuestionOrder:
-    """An endless seeded order over ``num_questions``: shuffled epochs, each question once an epoch."""
+    """An endless seeded order over ``num_questions``: shuffled epochs, each question once an epoch.
+
+    ``taken``, how many have been taken so far, is all its state.
+    """
 
     num_questions: int
     seed: int
-    _queue: list[int] = field(default_factory=list, repr=False)
-    _epoch: int = 0
+    taken: int = 0
 
     def __post_init__(self) -> None:
         """Raises OptionError without questions."""
@@ -114,12 +123,14 @@ class QuestionOrder:
 
     def take(self, count: int) -> list[int]:
         """The next ``count`` indices."""
-        while len(self._queue) < count:
-            rng = np.random.default_rng([self.seed, self._epoch])
-            self._queue.extend(rng.permutation(self.num_questions).tolist())
-            self._epoch += 1
-        taken, self._queue = self._queue[:count], self._queue[count:]
-        return taken
+        first, last = self.taken // self.num_questions, (self.taken + count) // self.num_questions
+        epochs = [self._epoch(number) for number in range(first, last + 1)]
+        start = self.taken - first * self.num_questions
+        self.taken += count
+        return np.concatenate(epochs)[start : start + count].tolist()
+
+    def _epoch(self, number: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([self.seed, number]).permutation(self.num_questions)
 
 
 def question_kind(question: Question) -> str:

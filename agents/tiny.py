@@ -12,6 +12,7 @@ Importing this module registers the model, so ``AutoModelForCausalLM.from_pretra
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -31,6 +32,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+# transformers 5.24 renamed past_key_values to cache, in arguments and outputs.
+CACHE = "cache" if "cache" in {f.name for f in dataclasses.fields(CausalLMOutputWithPast)} else "past_key_values"
+
 
 class TinyConfig(PretrainedConfig):
     """Sizes of a ``TinyForCausalLM``.
@@ -40,7 +44,7 @@ class TinyConfig(PretrainedConfig):
     """
 
     model_type = "search_gym_tiny"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     vocab_size: int = 512
     hidden_size: int = 64
@@ -177,6 +181,7 @@ class TinyForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
     ) -> CausalLMOutputWithPast:
         """Log-probabilities of the next token at every position asked for.
 
@@ -185,19 +190,21 @@ class TinyForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: (B, P + T), true or 1 where a column, of the P in the cache or the T new ones, is a real
                 token; zeros may be anywhere. None: all are real.
             position_ids: (B, T); by default each token's rank among the real tokens of its row.
-            past_key_values: the cache of the P earlier columns, extended in place.
+            past_key_values: the cache of the P earlier columns, extended in place; older transformers' name of `cache`.
             use_cache: return a cache; by default one is returned if and only if one is given.
             output_hidden_states: return embeddings, the output of each block, and last the normed final state.
             labels: (B, T), as ``input_ids`` with -100 where there is no loss; they are shifted here.
             logits_to_keep: compute logits for the last n positions only (0: all), or for these indices.
+            cache: the cache of the P earlier columns, extended in place.
 
         Raises:
             ValueError: ``attention_mask`` does not cover exactly the cached and the new columns.
         """
         batch, length = input_ids.shape
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        past = 0 if cache is None else cache.get_seq_length()
         if attention_mask is not None and attention_mask.shape != (batch, past + length):
             raise ValueError(
                 f"expected an attention_mask of shape {(batch, past + length)} over {past} cached and {length} new "
@@ -221,12 +228,12 @@ class TinyForCausalLM(PreTrainedModel, GenerationMixin):
         phases = rotary_phases(position_ids, head_dim, self.config.rotary_base)
         states = [hidden]
         for block in self.blocks:
-            hidden = block(hidden, phases, attention_bias[:, None], past_key_values)
+            hidden = block(hidden, phases, attention_bias[:, None], cache)
             states.append(hidden)
         hidden = self.norm(hidden)
         states.append(hidden)
 
-        keys, context_ids = self.pointer.extend(hidden, input_ids, past_key_values)
+        keys, context_ids = self.pointer.extend(hidden, input_ids, cache)
         next_ids = _next_ids(context_ids, attention_mask)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         kept_hidden = hidden[:, kept]
@@ -238,8 +245,8 @@ class TinyForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values,
             hidden_states=tuple(states) if output_hidden_states else None,
+            **{CACHE: cache},  # pyright: ignore[reportArgumentType]
         )
 
 

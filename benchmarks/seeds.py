@@ -62,7 +62,7 @@ def run_seed(config: PPOConfig, questions_per_kind: int) -> dict[str, Any]:
     if result_file.exists():
         return json.loads(result_file.read_text(encoding="utf-8"))
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.compute.threads)
     disable_progress_bar()
     with (config.run_dir / "log.txt").open("w", encoding="utf-8") as log, redirect_stdout(log):
         base, codec = load_policy(config.model)

@@ -41,7 +41,7 @@ class UncachedGenerator:
     def __init__(self, model, codec, *, temperature=1.0, greedy=False):
         self.model, self.codec, self.temperature, self.greedy = model, codec, temperature, greedy
 
-    def start(self, num_slots, seed):
+    def start(self, num_slots, seed, first_episode=0):
         self.seed = seed
         self.num_turns = [0] * num_slots
         self.held = [[] for _ in range(num_slots)]

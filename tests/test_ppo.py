@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from agents import ppo
+from agents import ppo, preparation
+from agents.config import OptimizerConfig, run_command
+from agents.learner import learning_rate_factor
 from agents.policy import CausalLMWithValueHead
-from agents.ppo import PRESETS, OptimizerConfig, PPOConfig
+from agents.ppo import PRESETS, PPOConfig
 from agents.tasks import EnvConfig
 from agents.tiny import TinyConfig, TinyForCausalLM
 from search_gym import Document, Outcome, Question, SearchVectorEnv, WordCodec
@@ -68,7 +70,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return CausalLMWithValueHead(model, vocab_size=CODEC.vocab_size), CODEC
 
-    monkeypatch.setattr(ppo, "load_policy", load_policy)
+    monkeypatch.setattr(preparation, "load_policy", load_policy)
 
 
 def config(tmp_path: Path, **options: Any) -> PPOConfig:
@@ -141,8 +143,7 @@ def test_minibatches_must_divide_the_round(tmp_path: Path) -> None:
 
 
 def test_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_fraction() -> None:
-    rates = OptimizerConfig(warmup_updates=4, final_fraction=0.5)
-    factors = [ppo.learning_rate_factor(update, 101, rates) for update in range(101)]
+    factors = [learning_rate_factor(update, 101, 4, 0.5) for update in range(101)]
     assert factors[0] == pytest.approx(1 / 5)
     assert factors[2] == pytest.approx(3 / 5 * (1 - 0.5 * 2 / 100))
     assert factors[50] == pytest.approx(0.75)
@@ -150,11 +151,10 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_fraction() 
     assert max(factors) == factors[4]
 
 
-def test_every_preset_is_reachable_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_preset_is_reachable_from_the_command_line() -> None:
     chosen: list[PPOConfig] = []
-    monkeypatch.setattr(ppo, "train", chosen.append)
     for name in PRESETS:
-        ppo.main(["--preset", name, "--seed", "7"])
+        run_command(chosen.append, PRESETS, prog="python -m agents.ppo", doc="", args=["--preset", name, "--seed", "7"])
     assert [options.preset for options in chosen] == list(PRESETS)
     assert [options.updates for options in chosen] == [preset.updates for preset in PRESETS.values()]
     assert {options.seed for options in chosen} == {7}

@@ -10,9 +10,10 @@ import torch
 import tyro
 from rich.console import Console
 
+from agents.config import ComputeConfig, OptimizerConfig
 from agents.evaluate import EvaluateConfig, main
 from agents.models import load_model
-from agents.ppo import OptimizerConfig, PPOConfig, train
+from agents.ppo import PPOConfig, train
 from agents.tasks import EnvConfig
 from search_gym import Document, HFCodec, Question, SearchEnv
 from search_gym.codec import encode_prompt
@@ -97,7 +98,7 @@ def test_three_updates_agree_with_sampling(converted, tmp_path):
         updates=3,
         rollouts_per_update=4,
         minibatch_size=2,
-        device="cpu",
+        compute=ComputeConfig(device="cpu"),
         run_dir=tmp_path,
     )
     policy = train(config)

@@ -45,8 +45,8 @@ class ScriptedGenerator:
         self.starts = []
         self.finished = []
 
-    def start(self, num_slots, seed):
-        self.starts.append((num_slots, seed))
+    def start(self, num_slots, seed, first_episode=0):
+        self.starts.append((num_slots, seed, first_episode))
         self.held = [[] for _ in range(num_slots)]
 
     def extend(self, slots, token_ids):
@@ -144,8 +144,8 @@ def test_collect_is_the_single_environment_question_by_question(scripts, data, m
     # What a generator was given and sampled, in order, is the transcript: a cache is always a prefix of it.
     fed = sorted(tuple(ids) for ids in generator.finished)
     assert fed == sorted(tuple(rollout.token_ids) for rollout in rollouts)
-    sizes = [len(index[start : start + num_envs]) for start in range(0, len(index), num_envs)]
-    assert generator.starts == [(size, 5 + wave) for wave, size in enumerate(sizes)]
+    firsts = range(0, len(index), num_envs)
+    assert generator.starts == [(len(index[first : first + num_envs]), 5, first) for first in firsts]
     assert done == sorted(done)
     assert done[-1] == len(index)
 
@@ -156,7 +156,7 @@ def test_waves_come_one_at_a_time():
     waves = collect_waves(make(scripts, 2), generator, range(5), seed=0)
     assert generator.starts == []
     assert [rollout.question_index for rollout in next(waves)] == [0, 1]
-    assert generator.starts == [(2, 0)]
+    assert generator.starts == [(2, 0, 0)]
     assert [[rollout.question_index for rollout in wave] for wave in waves] == [[2, 3], [4]]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from agents.tiny import TinyConfig, TinyForCausalLM
+from agents.tiny import CACHE, TinyConfig, TinyForCausalLM
 
 VOCAB = 23
 TOLERANCE = 1e-5
@@ -105,7 +105,7 @@ def test_cached_chunks_with_holes_equal_one_full_forward(
                 input_ids[:, start:stop],
                 attention_mask=attention_mask[:, :stop],
                 position_ids=position_ids[:, start:stop] if give_positions else None,
-                past_key_values=cache,
+                cache=cache,
             )
             logits.append(output.logits)
             start = stop
@@ -125,12 +125,12 @@ def test_what_the_cache_holds_in_masked_columns_is_never_read(model: TinyForCaus
         outputs = []
         for garbage in (0.0, -1e9):
             cache = DynamicCache(config=model.config)
-            model(input_ids[:, :8], attention_mask=attention_mask[:, :8], past_key_values=cache)
+            model(input_ids[:, :8], attention_mask=attention_mask[:, :8], cache=cache)
             hidden_columns = ~attention_mask[:, None, :8, None]
             for layer in cache.layers:
                 layer.keys = layer.keys.masked_fill(hidden_columns, 1e-6 * garbage)
                 layer.values = layer.values.masked_fill(hidden_columns, garbage)
-            outputs.append(model(input_ids[:, 8:], attention_mask=attention_mask, past_key_values=cache).logits)
+            outputs.append(model(input_ids[:, 8:], attention_mask=attention_mask, cache=cache).logits)
     torch.testing.assert_close(outputs[0], outputs[1], atol=TOLERANCE, rtol=0)
 
 
@@ -140,9 +140,9 @@ def test_cache_rows_can_be_dropped_and_reordered(model: TinyForCausalLM) -> None
     for method in ("batch_select_indices", "reorder_cache"):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(input_ids[:, :6], past_key_values=cache)
+            model(input_ids[:, :6], cache=cache)
             getattr(cache, method)(rows)
-            logits = model(input_ids[rows, 6:], past_key_values=cache).logits
+            logits = model(input_ids[rows, 6:], cache=cache).logits
             torch.testing.assert_close(logits, model(input_ids[rows]).logits[:, 6:], atol=TOLERANCE, rtol=0)
 
 
@@ -211,8 +211,8 @@ def test_hidden_states_end_with_what_the_heads_read(model: TinyForCausalLM) -> N
 
 def test_a_cache_is_returned_when_asked_for(model: TinyForCausalLM) -> None:
     input_ids = random_ids(torch.Generator().manual_seed(8), 2, 5)
-    assert model(input_ids).past_key_values is None
-    cache = model(input_ids, use_cache=True).past_key_values
+    assert CACHE not in model(input_ids)
+    cache = model(input_ids, use_cache=True)[CACHE]
     assert cache.get_seq_length() == 5
     torch.testing.assert_close(cache.layers[-1].values[:, 0, :, 0], input_ids.float())
 
@@ -244,9 +244,9 @@ def test_save_and_load_by_auto_classes(model: TinyForCausalLM, tmp_path: Path) -
 
 def test_a_mask_that_does_not_cover_the_cache_is_refused(model: TinyForCausalLM) -> None:
     input_ids = random_ids(torch.Generator().manual_seed(10), 2, 5)
-    cache = model(input_ids, use_cache=True).past_key_values
+    cache = model(input_ids, use_cache=True)[CACHE]
     with pytest.raises(ValueError, match=r"expected an attention_mask of shape \(2, 6\)"):
-        model(input_ids[:, :1], attention_mask=torch.ones(2, 1), past_key_values=cache)
+        model(input_ids[:, :1], attention_mask=torch.ones(2, 1), cache=cache)
 
 
 def test_default_size_is_tiny() -> None:

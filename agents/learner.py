@@ -1,0 +1,248 @@
+"""A policy that is improved mini-batch by mini-batch, in as many pieces and processes as there have to be.
+
+Mini-batches may be cut into micro-batches and spread over processes: the weights of all tokens are known before
+(``losses.token_weights``), so the gradients of the parts add up to those of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+
+from agents import losses
+from agents.config import OptimizerConfig, TrainConfig
+from agents.policy import CausalLMPolicy, CausalLMWithValueHead, TokenEvaluation, TokenScores
+from agents.preparation import prepare_models
+from agents.rollout import RolloutBatch
+
+Stats = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a mini-batch whose loss is computed together, cut to the longest of them: tensors are (b, t).
+
+    ``rows`` (b,) and ``minibatch`` (m,) are rows of the round; ``places`` (b,) says where in the mini-batch.
+    """
+
+    batch: RolloutBatch
+    rows: Tensor
+    minibatch: Tensor
+    places: Tensor
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """True = sampled by the policy."""
+        return self.batch.loss_mask
+
+    @property
+    def old_logprobs(self) -> Tensor:
+        """Log-probabilities at sampling, 0 outside ``loss_mask``."""
+        return self.batch.old_logprobs
+
+    def cut(self, x: Tensor) -> Tensor:
+        """What this part has of ``x`` (B, T), which belongs to the round."""
+        return x[self.rows, : self.batch.token_ids.shape[1]]
+
+    def weights(self, mask: Tensor, aggregation: losses.Aggregation = "token-mean", *, max_tokens: int = 1) -> Tensor:
+        """`losses.token_weights` of the whole mini-batch, where ``mask`` (B, T) belongs to the round."""
+        whole = losses.token_weights(mask[self.minibatch], aggregation, max_tokens=max_tokens)
+        return whole[self.places, : self.batch.token_ids.shape[1]]
+
+
+class Learner:
+    """The models, the optimiser, and what is done to them with a round of rollouts.
+
+    ``policy`` is what is trained, with its ``codec``, on ``device``.
+    """
+
+    def __init__(self, config: TrainConfig, *, with_values: bool = False, separate_critic: bool = False) -> None:
+        """Raises OptionError, CheckpointError and all that loading the model raises."""
+        self.config = config
+        torch.set_num_threads(config.compute.threads)
+        cpu = config.compute.device == "cpu" or not torch.cuda.is_available()
+        # Buffers of a language model are constants.
+        handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[handler])
+        self.device = self.accelerator.device
+        config.check(self.accelerator.num_processes)
+        self.models = prepare_models(config, self.device, with_values=with_values, separate_critic=separate_critic)
+        self.policy: CausalLMPolicy = self.models.policy
+        self.codec = self.models.codec
+        self._wrapped = self.accelerator.prepare_model(self.policy)
+        rates = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.policy, rates), eps=rates.epsilon, weight_decay=rates.weight_decay
+        )
+        self._stats: list[dict[str, Tensor]] = []
+        self._sums: dict[str, Tensor] = {}
+        self.skipped_steps = 0
+
+    def begin(self, update: int, rate_scale: float = 1.0) -> None:
+        """Set the learning rates of ``update`` and forget the statistics of the one before."""
+        final = self.config.optimizer.final_fraction
+        for group in self.optimizer.param_groups:
+            factor = learning_rate_factor(update, self.config.updates, group["warmup"], final)
+            group["lr"] = group["peak"] * factor * rate_scale
+        self._stats, self.skipped_steps = [], 0
+
+    @torch.no_grad()
+    def score(self, batch: RolloutBatch, mask: Tensor | None = None) -> Any:
+        """What the policy says about the tokens in ``mask`` (B, T), by default the sampled ones."""
+        return self._score(self.policy, batch, mask)
+
+    @torch.no_grad()
+    def score_reference(self, batch: RolloutBatch) -> Tensor | None:
+        """Log-probabilities (B, T) of the sampled tokens under the model that training began with; None without KL."""
+        if self.config.kl_coef == 0:
+            return None
+        with self.models.as_reference() as reference:
+            return self._score(reference, batch, None).logprobs
+
+    def _score(self, policy: CausalLMPolicy, batch: RolloutBatch, mask: Tensor | None) -> TokenScores | TokenEvaluation:
+        mask = batch.loss_mask if mask is None else mask
+        kind = TokenEvaluation if isinstance(policy, CausalLMWithValueHead) else TokenScores
+        total = kind(*(torch.zeros(mask.shape, device=self.device) for _ in kind._fields))
+        by_length = batch.attention_mask.sum(dim=1).argsort(stable=True)
+        for rows in by_length[self.accelerator.process_index :: self.accelerator.num_processes].split(self._micro):
+            part = batch.select(rows)
+            length = part.token_ids.shape[1]
+            with self._autocast():
+                scored = policy.evaluate_tokens(
+                    part.token_ids, part.attention_mask, mask[rows, :length], self.config.temperature
+                )
+            for whole, piece in zip(total, scored, strict=True):
+                whole[rows, :length] = piece
+        if self.accelerator.num_processes > 1:  # each number comes from one process; the others hold 0
+            total = kind(*map(self._sum_over_processes, total))
+        return total
+
+    def _sum_over_processes(self, x: Tensor) -> Tensor:
+        total = self.accelerator.reduce(x, "sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def parts(self, batch: RolloutBatch, seed: int) -> Iterator[Part]:
+        """The parts of every mini-batch of every epoch, in an order that ``seed`` decides.
+
+        `backward` is to be called for each part; the optimiser steps when all parts of a mini-batch have been used.
+        """
+        config, rank = self.config, self.accelerator.process_index
+        num_processes = self.accelerator.num_processes
+        lengths = batch.attention_mask.sum(dim=1).cpu()
+        shuffle = torch.Generator().manual_seed(seed)
+        for _ in range(config.epochs):
+            for minibatch in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
+                places = lengths[minibatch].argsort(stable=True)[rank::num_processes]
+                pieces = places.split(self._micro)
+                self._sums: dict[str, Tensor] = {}
+                self.optimizer.zero_grad()
+                for i, piece in enumerate(pieces):
+                    is_last = i == len(pieces) - 1
+                    with nullcontext() if is_last else self.accelerator.no_sync(self._wrapped):
+                        rows = minibatch[piece].to(self.device)
+                        yield Part(batch.select(rows), rows, minibatch.to(self.device), piece.to(self.device))
+                self._step()
+
+    def evaluate(self, part: Part, mask: Tensor | None = None) -> Any:
+        """What the policy says about the tokens of ``part`` in ``mask`` (b, t), by default the sampled ones."""
+        with self._autocast():
+            return self._wrapped(
+                part.batch.token_ids,
+                part.batch.attention_mask,
+                part.loss_mask if mask is None else mask,
+                self.config.temperature,
+                entropy_grad=self.config.entropy_coef != 0,
+            )
+
+    def backward(self, loss: Tensor, stats: Stats) -> None:
+        """Add the gradient of a part's share of the loss, and its shares of the statistics.
+
+        Statistics are summed over the parts of a mini-batch, except those whose name ends in "_max".
+        """
+        # Processes average their gradients, but each has computed its share of a sum.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        for name, value in stats.items():
+            value = value.detach().float()
+            if name not in self._sums:
+                self._sums[name] = value
+            elif name.endswith("_max"):
+                self._sums[name] = torch.maximum(self._sums[name], value)
+            else:
+                self._sums[name] = self._sums[name] + value
+
+    def _step(self) -> None:
+        norm = self._clip_gradients()
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        else:
+            self.skipped_steps += 1
+        names = list(self._sums)
+        values = self.accelerator.gather(torch.stack([self._sums[name] for name in names])[None])
+        assert isinstance(values, Tensor)
+        merged = {
+            name: column.max() if name.endswith("_max") else column.sum()
+            for name, column in zip(names, values.unbind(dim=1), strict=True)
+        }
+        self._stats.append({**merged, "grad_norm": norm.detach()})
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip the gradient, a separate critic's by itself, and return the norm that the policy's had."""
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        if not (isinstance(self.policy, CausalLMWithValueHead) and self.policy.critic is not None):
+            groups = [[weight for group in groups for weight in group]]
+        norms = [self.accelerator.clip_grad_norm_(group, self.config.optimizer.max_grad_norm) for group in groups]
+        are_finite = all(norm is not None and torch.isfinite(norm) for norm in norms)
+        return norms[0] if are_finite and norms[0] is not None else torch.tensor(torch.nan, device=self.device)
+
+    def statistics(self) -> dict[str, float]:
+        """Statistics over the round's optimiser steps: means, and maxima of those whose name ends in "_max"."""
+        if not self._stats:
+            return {}
+        columns = {name: torch.stack([stats[name] for stats in self._stats]) for name in self._stats[0]}
+        return {
+            f"loss/{name}": float(column.max() if name.endswith("_max") else column.mean())
+            for name, column in columns.items()
+        }
+
+    @property
+    def _micro(self) -> int:
+        return self.config.compute.micro_batch_size or self.config.minibatch_size // self.accelerator.num_processes
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16")
+
+
+def _parameter_groups(policy: CausalLMPolicy, rates: OptimizerConfig) -> list[dict[str, Any]]:
+    """The weights that are trained: the language model's, and the value function's with its own rate and warm-up."""
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [weight for weight in policy.model.parameters() if weight.requires_grad],
+            "peak": rates.learning_rate,
+            "warmup": rates.warmup_updates,
+        }
+    ]
+    if isinstance(policy, CausalLMWithValueHead):
+        critic = [] if policy.critic is None else list(policy.critic.parameters())
+        warmup = rates.value_warmup_updates
+        groups.append(
+            {
+                "params": [*policy.value_head.parameters(), *critic],
+                "peak": rates.value_learning_rate,
+                "warmup": rates.warmup_updates if warmup is None else warmup,
+            }
+        )
+    return groups
+
+
+def learning_rate_factor(update: int, updates: int, warmup_updates: int, final_fraction: float) -> float:
+    """Linear warm-up, times a linear fall to ``final_fraction``; ``update`` counts from 0 to ``updates`` - 1."""
+    warm = min(1.0, (update + 1) / (warmup_updates + 1))
+    progress = min(1.0, update / max(1, updates - 1))
+    return warm * (1.0 - (1.0 - final_fraction) * progress)

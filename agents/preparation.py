@@ -1,0 +1,106 @@
+"""From a model's name to what training needs: the policy, the reference of its KL divergence, adapters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from agents.checkpoint import load_policy
+from agents.config import ComputeConfig, TrainConfig
+from agents.policy import CausalLMPolicy, CausalLMWithValueHead
+from search_gym.codec import TokenCodec
+from search_gym.errors import OptionError
+from search_gym.plugins import require
+
+
+@dataclass(frozen=True)
+class Models:
+    """``policy`` is trained; ``reference``, if there is a KL term, is what it was at the beginning.
+
+    With adapters there is no second model: the reference is the policy without them.
+    """
+
+    policy: CausalLMPolicy
+    codec: TokenCodec
+    reference: CausalLMPolicy | None
+    adapters: Any = None
+
+    @contextmanager
+    def as_reference(self) -> Iterator[CausalLMPolicy]:
+        """The reference, for as long as the block runs."""
+        if self.adapters is not None:
+            with self.adapters.disable_adapter():
+                yield self.policy
+        else:
+            assert self.reference is not None
+            yield self.reference
+
+    def merge_adapters(self) -> None:
+        """Make the adapters part of the weights, as a model that is saved and evaluated should have them."""
+        if self.adapters is not None:
+            self.policy.model = self.adapters.merge_and_unload()
+
+
+def prepare_models(config: TrainConfig, device: torch.device, *, with_values: bool, separate_critic: bool) -> Models:
+    """Load and place the models of a run.
+
+    Raises:
+        OptionError: the model cannot do what the options ask of it. MissingDependencyError: LoRA needs peft. And all
+            that ``load_policy`` raises.
+    """
+    policy: CausalLMPolicy
+    loaded, codec = load_policy(config.model)
+    policy = loaded
+    if not with_values:
+        policy = CausalLMPolicy(loaded.model, vocab_size=loaded.vocab_size)
+    elif separate_critic:
+        critic = loaded.critic or copy.deepcopy(loaded.model)
+        policy = CausalLMWithValueHead(loaded.model, vocab_size=loaded.vocab_size, critic=critic)
+        policy.value_head.load_state_dict(loaded.value_head.state_dict())
+    policy.to(device).eval()  # for good: with dropout, training would score another policy than sampled
+    reference = adapters = None
+    if config.compute.lora_rank > 0:
+        adapters = _add_adapters(policy.model, config)
+    elif config.kl_coef > 0:
+        reference = CausalLMPolicy(copy.deepcopy(policy.model), vocab_size=policy.vocab_size).requires_grad_(False)
+    if config.compute.gradient_checkpointing:
+        _checkpoint_gradients(policy)
+    return Models(policy, codec, reference, adapters)
+
+
+def _add_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
+    """Put LoRA adapters into every linear layer of ``model`` but the output, and train nothing else of it."""
+    peft = require("peft", extra="lora")
+    compute: ComputeConfig = config.compute
+    options = peft.LoraConfig(
+        r=compute.lora_rank, lora_alpha=compute.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(config.seed)
+        return peft.get_peft_model(model, options)
+
+
+def _checkpoint_gradients(policy: CausalLMPolicy) -> None:
+    """Turn on gradient checkpointing, which transformers only does in training mode, and keep dropout off."""
+    models = [policy.model]
+    if isinstance(policy, CausalLMWithValueHead) and policy.critic is not None:
+        models.append(policy.critic)
+    for model in models:
+        if not model.supports_gradient_checkpointing:
+            raise OptionError(
+                f"expected a model that supports gradient checkpointing, got {type(model).__name__}; "
+                "do: leave out --gradient-checkpointing"
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                setattr(module, "attention_dropout", 0.0)  # noqa: B010

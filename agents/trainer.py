@@ -1,0 +1,234 @@
+"""What a training run needs besides its algorithm: rollouts, a learner, saved states, a log, a look at its health.
+
+An algorithm is a loop over `Trainer.updates` that collects rollouts, turns rewards into advantages, and computes a loss
+for each part of each mini-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+
+import numpy as np
+from accelerate.utils import gather_object
+
+from agents import saving
+from agents.checkpoint import TrainingState, drop_states, read_state, save_policy, write_state
+from agents.config import TrainConfig
+from agents.generation import CachedGenerator
+from agents.health import COLLAPSES, Alarm, HealthMonitor
+from agents.learner import Learner, Part
+from agents.metrics import logprob_mismatch, rollout_metrics, zero_variance_groups
+from agents.policy import TokenEvaluation, TokenScores
+from agents.rollout import Rollout, RolloutBatch, collate, collect
+from agents.runlog import RunLog, to_jsonable
+from agents.tasks import MakeEnvs, QuestionOrder
+from agents.trackers import make_tracker
+from search_gym.errors import SearchGymError
+
+MAX_ROLLBACKS = 3
+
+
+class CollapseError(SearchGymError, RuntimeError):
+    """Training has collapsed, and the options say that it should stop then."""
+
+
+class Trainer(Learner):
+    """One run, to be used as a context manager; ``agents/ppo.py`` shows how. ``update`` counts from 0."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        title: str,
+        make_envs: MakeEnvs,
+        log: RunLog | None = None,
+        with_values: bool = False,
+        separate_critic: bool = False,
+    ) -> None:
+        """Raises OptionError, CheckpointError and all that loading the model and making the environments raises."""
+        super().__init__(config, with_values=with_values, separate_critic=separate_critic)
+        self._share = config.rollouts_per_update // self.accelerator.num_processes
+        self.envs = make_envs(config.env, self.codec, min(config.compute.num_envs or self._share, self._share))
+        self._generator = CachedGenerator(
+            self.policy.model, self.codec, temperature=config.temperature, top_p=config.top_p
+        )
+        self._order = QuestionOrder(len(self.envs.task.questions), config.seed)
+        self._monitor = self._new_monitor()
+        self.update = 0
+        self._rollbacks = 0
+        self._counts = {"rollouts": 0, "sampled_tokens": 0}
+
+        options = {"algorithm": title, **to_jsonable(config)}
+        state = read_state(config.run_dir) if config.save.resume else None
+        if state is not None:
+            saving.check_same_options(config.run_dir, options)
+            self._restore(state)
+        is_main = self.accelerator.is_main_process
+        trackers = config.save.trackers if is_main else ()
+        self.log = log or RunLog(
+            config.run_dir,
+            options,
+            total=config.updates,
+            title=title,
+            finished=self.update,
+            trackers=[make_tracker(name, config.run_dir, options) for name in trackers],
+            enabled=is_main,
+        )
+
+    def __enter__(self) -> Trainer:
+        self.log.__enter__()
+        if self.update == 0:
+            drop_states(self.config.run_dir, after=-1)  # of an earlier run in this folder
+            if self.config.health.on_collapse == "rollback":
+                self._save_state()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.log.__exit__(kind, error, trace)
+
+    def updates(self) -> Iterator[int]:
+        """The numbers of the updates that are left; after the last one the policy is saved in ``run_dir/checkpoint``.
+
+        Raises:
+            CollapseError: training has collapsed, and should stop then.
+        """
+        while self.update < self.config.updates:
+            self.begin(self.update, 0.5**self._rollbacks)
+            self._draws = 0
+            self._started, self._rollout_seconds = self.log.seconds, 0.0
+            yield self.update
+        self._save_policy()
+
+    # Rollouts
+
+    def collect(self) -> list[Rollout]:
+        """A round of episodes: ``group_size`` for each question drawn, in a row. Every process gets all of them."""
+        config, started = self.config, self.log.seconds
+        drawn = self._order.take(config.rollouts_per_update // config.group_size)
+        first = self.accelerator.process_index * self._share
+        ours = np.repeat(drawn, config.group_size)[first : first + self._share]
+        with self._autocast():
+            rollouts = collect(self.envs, self._generator, ours, self._seed("rollouts"), first_episode=first)
+        self._draws += 1
+        if self.accelerator.num_processes > 1:
+            rollouts = gather_object(rollouts)
+        self._counts["rollouts"] += len(rollouts)
+        self._counts["sampled_tokens"] += int(sum(rollout.loss_mask.sum() for rollout in rollouts))
+        self._rollout_seconds += self.log.seconds - started
+        return rollouts
+
+    def collate(self, rollouts: Sequence[Rollout]) -> RolloutBatch:
+        """``rollouts``, whole groups in a row, as one batch on the device."""
+        return collate(rollouts, self.codec.pad_id, self.device, group_size=self.config.group_size)
+
+    def minibatches(self, batch: RolloutBatch) -> Iterator[Part]:
+        """`Learner.parts` of this update."""
+        return self.parts(batch, self._seed("mini-batches"))
+
+    # The end of an update
+
+    def skip(self) -> None:
+        """End an update that found nothing to train on; it leaves no row in the log."""
+        self.update += 1
+
+    def record(
+        self,
+        rollouts: Sequence[Rollout],
+        batch: RolloutBatch,
+        old: TokenScores | TokenEvaluation,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log the update, look after the run's health, and save its state when it is time.
+
+        ``rollouts`` and ``batch`` are those that were trained on, ``old`` what the policy said about them before.
+
+        Raises:
+            CollapseError: training has collapsed, and should stop then.
+        """
+        seconds = self.log.seconds - self._started
+        sampled = int(batch.loss_mask.sum())
+        row = {
+            "update": self.update + 1,
+            **rollout_metrics(rollouts),
+            "rollout/total_rollouts": self._counts["rollouts"],
+            "rollout/total_sampled_tokens": self._counts["sampled_tokens"],
+            **({"rollout/zero_variance_groups": zero_variance_groups(batch)} if self.config.group_size > 1 else {}),
+            **self.statistics(),
+            "loss/skipped_steps": self.skipped_steps,
+            "loss/logprob_mismatch": logprob_mismatch(old, batch),
+            "loss/learning_rate": self.optimizer.param_groups[0]["lr"],
+            **(metrics or {}),
+            "time/rollout_seconds": self._rollout_seconds,
+            "time/update_seconds": seconds - self._rollout_seconds,
+            "time/tokens_per_second": sampled / seconds,
+        }
+        alarms = self._monitor.check(row)
+        self.log.write(row, alarms)
+        self.update += 1
+        collapse = next((alarm for alarm in alarms if alarm.is_collapse), None)
+        if collapse is not None:
+            self._handle(collapse)
+        elif not COLLAPSES & set(self._monitor.state()["active"]) and (
+            self.update % self.config.save.save_every == 0 or self.update == self.config.updates
+        ):
+            self._save_state()
+
+    def _handle(self, collapse: Alarm) -> None:
+        """Do what the options say about a collapse."""
+        action = self.config.health.on_collapse
+        if action == "stop" or (action == "rollback" and self._rollbacks == MAX_ROLLBACKS):
+            self._save_policy()
+            raise CollapseError(
+                f"expected a healthy run, got a collapse in update {collapse.update}: {collapse.message}; do: use the "
+                f"policy in {self.config.run_dir / 'checkpoint'}, or change the options and train again"
+            )
+        if action == "rollback":
+            state = read_state(self.config.run_dir)
+            assert state is not None  # one was saved before the first update
+            rollbacks = self._rollbacks + 1
+            self.log.rewind(state.update)
+            self._restore(state)
+            self._rollbacks = rollbacks
+            self.log.say(f"back to update {state.update}, from there with half the learning rate and other samples")
+
+    def _new_monitor(self) -> HealthMonitor:
+        precision = "bfloat16" if self.config.compute.precision == "bf16" else "float32"
+        return HealthMonitor(self.config.health, precision=precision)
+
+    # States
+
+    def _save_state(self) -> None:
+        data = {
+            "taken": self._order.taken,
+            "rollbacks": self._rollbacks,
+            "counts": self._counts,
+            "health": self._monitor.state(),
+        }
+        if self.accelerator.is_main_process:
+            tensors = saving.run_tensors(self.policy, self.optimizer)
+            write_state(self.config.run_dir, TrainingState(self.update, tensors, data))
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, state: TrainingState) -> None:
+        saving.restore_tensors(state.tensors, self.policy, self.optimizer)
+        self.update = state.update
+        self._order.taken = state.data["taken"]
+        self._rollbacks = state.data["rollbacks"]
+        self._counts = dict(state.data["counts"])
+        self._monitor.load_state(state.data["health"])
+
+    def _save_policy(self) -> None:
+        self.models.merge_adapters()
+        if self.accelerator.is_main_process:
+            save_policy(self.config.run_dir / "checkpoint", self.policy, self.codec)
+        self.accelerator.wait_for_everyone()
+
+    # Small things
+
+    def _seed(self, purpose: str) -> int:
+        """A seed that belongs to this update, and to the number of rounds collected and rollbacks suffered in it."""
+        key = (self.config.seed, self.update, self._draws, self._rollbacks, *purpose.encode())
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
