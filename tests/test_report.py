@@ -252,6 +252,29 @@ def test_what_is_not_known_is_left_out(run_dir: Path, tmp_path: Path) -> None:
     assert not re.search("Entropy|Transcripts|95 %|seed|None", page[page.index("<main>") : page.index("Configuration")])
 
 
+def test_alarms_are_listed_with_those_of_updates_that_were_given_up(run_dir: Path, tmp_path: Path) -> None:
+    copy = edit(run_dir, tmp_path, "metrics.jsonl", update=7, alarms=[{"name": "non-finite", "message": "<script>"}])
+    row = {"update": 1057, "alarms": [{"name": "entropy collapse", "message": "entropy is 0.01 & falls"}]}
+    (copy / "abandoned.jsonl").write_text(json.dumps({"update": 3}) + "\n" + json.dumps(row) + "\n")
+    page = write_report(copy).read_text(encoding="utf-8")
+    items = re.findall(r"<li>(.*?)</li>", page)
+    assert [re.sub("<.*?>", "", item) for item in items] == [
+        "update 7: non-finite: &lt;script&gt;",
+        "update 1,057: entropy collapse: entropy is 0.01 &amp; falls",
+    ]
+
+
+def test_a_run_without_alarms_shows_none(page: str) -> None:
+    assert "Alarms" not in page
+
+
+def test_what_was_not_finite_comes_back_as_nan(run_dir: Path, tmp_path: Path) -> None:
+    copy = edit(run_dir, tmp_path, "metrics.jsonl", **{"loss/kl": None})
+    path = copy / "metrics.jsonl"
+    path.write_text(path.read_text().replace("{", '{"loss/kl": null, ', 1))
+    assert np.isnan(load_run(copy).metrics[0]["loss/kl"])
+
+
 # Broken run folders
 
 
@@ -273,6 +296,8 @@ def test_a_missing_or_malformed_file_is_named(
     ("name", "changes", "message"),
     [
         ("metrics.jsonl", {"loss/kl": "high"}, "metrics.jsonl, line 1"),
+        ("metrics.jsonl", {"alarms": [{"name": "non-finite"}]}, "alarms with name and message"),
+        ("metrics.jsonl", {"alarms": 3}, "alarms with name and message"),
         ("summary.json", {"em_after": None}, "em_after"),
         ("summary.json", {"em_after": 0.9}, "em_after"),
         ("summary.json", {"em_before": {"1-hop": "low"}}, "em_before"),
