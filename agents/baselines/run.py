@@ -73,7 +73,8 @@ class PromptingConfig:
     max_turns: int = 4
     """Turns before the last one, in which only an answer counts."""
     max_turn_tokens: int = 500
-    """Tokens that the model may sample in one completion, and tokens of a turn."""
+    """Tokens that the model may sample in one completion. A turn, which may say some of it twice, has room for twice as
+    many."""
     max_observation_tokens: int = 500
     """Tokens that one search may append."""
     max_context_tokens: int = 8192
@@ -110,6 +111,7 @@ class PromptingConfig:
         """The environment that these options describe, its limits in tokens of ``codec``."""
         names = {f.name for f in fields(EnvConfig)} & {f.name for f in fields(self)}
         config = replace(REAL_TEXT, **{name: getattr(self, name) for name in names})
+        config = replace(config, max_turn_tokens=2 * self.max_turn_tokens)
         if not isinstance(codec, ByteCodec):
             return config
         limits = ("max_turn_tokens", "max_observation_tokens", "max_context_tokens")

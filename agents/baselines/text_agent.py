@@ -20,12 +20,13 @@ from agents.rollout import Rollout, TurnEvent
 from agents.transcripts import describe
 from search_gym import SearchVectorEnv, TokenCodec
 from search_gym.codec import TokenIds
-from search_gym.errors import SearchGymError
+from search_gym.errors import CodecError, OptionError, SearchGymError
 from search_gym.tags import closes_turn, neutralise
 
 T = TypeVar("T")
 
-_DOCUMENT = re.compile(r'^Doc \d+\(Title: "(.*)"\) (.*)$', re.MULTILINE)
+_HEAD = r'^Doc \d+\(Title: "(.*?)"\)(?: |$)'
+_DOCUMENT = re.compile(rf"{_HEAD}(.*?)(?={_HEAD}|\Z)", re.MULTILINE | re.DOTALL)
 _INFORMATION = re.compile(r"<information>(.*)</information>", re.DOTALL)
 
 
@@ -98,7 +99,7 @@ def write(text: str) -> Script[str]:
 def read_documents(observation: str) -> list[tuple[str, str]]:
     """Title and text of each document that the environment shows in ``observation``."""
     found = _INFORMATION.search(observation)
-    return [] if found is None else [(title, text.strip()) for title, text in _DOCUMENT.findall(found[1])]
+    return [] if found is None else [(title, text.strip()) for title, text, _ in _DOCUMENT.findall(found[1])]
 
 
 def encode_turn(turn: Turn, codec: TokenCodec, max_tokens: int) -> TokenIds:
@@ -162,14 +163,17 @@ def play_wave(
     max_tokens: int,
     on_finished: Callable[[TextEpisode], None] = lambda episode: None,
 ) -> list[TextEpisode]:
-    """One episode for each of at most ``envs.num_envs`` questions, in their order.
+    """One episode for each of at most ``envs.num_envs`` questions, in their order; the first wave fills all slots.
 
     ``max_tokens`` bounds each completion. ``on_finished`` is told of every episode as soon as it ends.
 
     Raises:
         CompletionError: the model failed; episodes that have ended were told. RetrievalError: the retriever failed.
+        OptionError: no question, or more than slots. CodecError: the codec loses tags.
     """
     num_slots = len(question_index)
+    if not 1 <= num_slots <= envs.num_envs:
+        raise OptionError(f"expected 1 to {envs.num_envs} questions, got {num_slots}; do: cut them into waves")
     mask = np.arange(envs.num_envs) < num_slots
     envs.reset(options={"question_index": np.resize(question_index, envs.num_envs), "reset_mask": mask})
     playing: dict[int, _Playing] = {}
@@ -186,6 +190,11 @@ def play_wave(
         observations, rewards, terminated, truncated, infos = envs.step(actions)
         for slot, one in list(playing.items()):
             one.turns.append(TurnEvent(str(infos["event"][slot]), str(infos["content"][slot])))
+            if one.turns[-1].event == "open":
+                raise CodecError(
+                    f"expected a codec that gives back the tags of a turn, got {one.step!r} as "
+                    f"{envs.task.codec.decode(actions[slot])!r}; do: take another codec, such as 'byte'"
+                )
             one.reward += float(rewards[slot])
             if terminated[slot] or truncated[slot]:
                 one.script.close()

@@ -49,9 +49,9 @@ class IRCoT:
         """Retrieve and reason in turn, then read."""
         passages: dict[Passage, None] = {}
         chain: list[str] = []
-        new, query, found_answer, searches = "", question, False, 0
+        query, found_answer, searches = question, False, 0
         while not found_answer and searches < self.max_searches and len(passages) < MAX_PASSAGES:
-            observation = yield from search(query, thought=new)
+            observation = yield from search(query)
             searches += 1
             passages |= dict.fromkeys(read_documents(observation))
             (said,) = yield from complete(self._reason(question, passages, chain), stop=["\n"])
