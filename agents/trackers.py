@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,10 +56,15 @@ def make_tracker(name: str, run_dir: Path, config: Mapping[str, Any], *, finishe
 
 
 class TensorBoard:
-    """Event files in ``run_dir/tensorboard``, written with tensorboardX; see them with ``tensorboard --logdir``."""
+    """Event files in ``run_dir/tensorboard``; see them with ``tensorboard --logdir``.
+
+    Torch's writer is used because its ``flush`` waits for what is queued, so that an update is in the file, and safe
+    from a kill, when ``write`` returns.
+    """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any], finished: int) -> None:
-        self._writer_type = require("tensorboardX", extra="tracking").SummaryWriter
+        require("tensorboard", extra="tracking")
+        self._writer_type = require("torch.utils.tensorboard", extra="tracking").SummaryWriter
         self._folder = run_dir / "tensorboard"
         self._last = finished
         self._open()
@@ -80,9 +86,11 @@ class TensorBoard:
         self._writer.close()
 
     def _open(self) -> None:
-        # Readers sort by name, and files of the same second differ only in the suffix.
-        number = len(list(self._folder.glob("*.tfevents.*")))
-        self._writer = self._writer_type(str(self._folder), purge_step=self._last + 1, filename_suffix=f".{number:06d}")
+        # Readers sort files by name, which begins with the second in which they were made.
+        deadline = time.monotonic() + 1.1
+        while list(self._folder.glob(f"*.tfevents.{int(time.time()):010d}.*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._writer = self._writer_type(str(self._folder), purge_step=self._last + 1)
 
 
 class HostedRun:

@@ -169,8 +169,8 @@ class TestOnset:
 
 
 def curve(updates: int, episodes: int, seed: int) -> list[dict[str, float]]:
-    """Metrics in the shape of a run that learns: exact match and valid turns rise to 1 with the noise of so many episodes,
-    entropy falls from 1.4 to 0.1 nats, and the gradient norm scatters around 0.5."""
+    """Metrics in the shape of a run that learns: exact match and valid turns rise to 1 with the noise of so many
+    episodes, entropy falls from 1.4 to 0.1 nats, and the gradient norm scatters around 0.5."""
     rng = np.random.default_rng(seed)
     progress = np.linspace(0, 1, updates)
     em = 0.02 + 0.97 / (1 + np.exp(-12 * (progress - 0.4)))
