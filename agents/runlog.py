@@ -58,7 +58,7 @@ class RunLog:
 
         Args:
             run_dir: the folder of the run; it is made if there is none.
-            config: what goes into ``config.json``, beside the command and those that resumed the run.
+            config: what goes into ``config.json``, beside the command and, a line each, those that resumed the run.
             total: updates of the whole run.
             title: the name of the algorithm.
             console: where progress is shown; None: standard output.
@@ -125,7 +125,7 @@ class RunLog:
             self.say(f"update {alarm.update}: {alarm.name}: {alarm.message}", style="bold red")
         if self._live is not None:
             self._live.update(self._table())
-        elif len(self._rows) % 10 == 1 or len(self._rows) == self.total:
+        elif len(self._rows) % 10 == 1 or row["update"] == self.total:
             shown = "  ".join(f"{name} {row[key]:.4g}" for key, name in SHOWN.items() if key in row)
             self.say(f"{self.title} {int(row['update'])}/{self.total}  {shown}  left {self._time_left()}")
 
@@ -146,21 +146,22 @@ class RunLog:
     def _open(self, finished: int) -> None:
         """Open metrics.jsonl for appending after the rows of the first ``finished`` updates."""
         path = self.run_dir / "metrics.jsonl"
+        if finished and not path.exists():
+            self.say(f"{path} is gone, so the rows of the first {finished} updates are lost", style="bold red")
         kept = _read_rows(path, finished) if finished and path.exists() else {}
         write_text(path, "".join(kept.values()))
         self._rows = [json.loads(line) for line in kept.values()]
-        if len(kept) < finished:
-            self.say(f"{path} holds {len(kept)} of the {finished} updates that are finished; the others are lost")
         self._file = path.open("a", encoding="utf-8")
 
     def _time_left(self) -> str:
-        done = len(self._rows)
+        done = int(self._rows[-1]["update"])
         left = round(self.seconds / done * (self.total - done))
         return f"{left // 60}:{left % 60:02d}"
 
     def _table(self) -> Table:
         table = Table(
-            title=f"{self.title}   {len(self._rows)}/{self.total}   time left {self._time_left()}", expand=False
+            title=f"{self.title}   {self._rows[-1]['update']}/{self.total}   time left {self._time_left()}",
+            expand=False,
         )
         table.add_column("update", justify="right")
         for name in SHOWN.values():
@@ -168,7 +169,7 @@ class RunLog:
         for row in self._rows[-12:]:
             table.add_row(str(int(row["update"])), *(_number(row.get(key)) for key in SHOWN))
         table.add_section()
-        table.add_row("", ProgressBar(total=self.total, completed=len(self._rows), width=9))
+        table.add_row("", ProgressBar(total=self.total, completed=int(self._rows[-1]["update"]), width=9))
         return table
 
 
@@ -179,15 +180,14 @@ def _number(value: float | None) -> str:
 
 
 def _commands(run_dir: Path, finished: int) -> dict[str, Any]:
-    """The command that began the run, and those that went on with it."""
+    """The command that began the run and, in lines of their own, those that went on with it."""
     path = run_dir / "config.json"
     if not finished or not path.exists():
         return {"command": command_line()}
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        resumed = [*earlier.get("resumed", []), {"after_update": finished, "command": command_line()}]
-        return {"command": earlier["command"], "resumed": resumed}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {"command": f"{earlier['command']}\n{command_line()}  # after update {finished}"}
+    except (ValueError, KeyError, TypeError) as error:
         raise SearchGymError(
             f"expected the configuration of the run in {path}, got {error!r}; do: restore the file, or delete it"
         ) from error

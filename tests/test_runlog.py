@@ -170,7 +170,7 @@ class TestResume:
     def test_a_new_run_in_the_same_folder_begins_anew(self, tmp_path: Path) -> None:
         write_run(tmp_path)
         assert [json.loads(line)["update"] for line in write_run(tmp_path, updates=2)] == [1, 2]
-        assert "resumed" not in json.loads((tmp_path / "config.json").read_text())
+        assert "\n" not in json.loads((tmp_path / "config.json").read_text())["command"]
 
     def test_the_configuration_keeps_the_first_command_and_lists_the_others(self, tmp_path: Path) -> None:
         write_run(tmp_path, updates=1)
@@ -178,8 +178,12 @@ class TestResume:
         for finished in (1, 3):
             write_run(tmp_path, updates=finished + 2, finished=finished)
         config = json.loads((tmp_path / "config.json").read_text())
-        assert config["command"] == first["command"]
-        assert [again["after_update"] for again in config["resumed"]] == [1, 3]
+        began, *resumed = config["command"].splitlines()
+        assert began == first["command"]
+        assert [line.partition("  # ") for line in resumed] == [
+            (first["command"], "  # ", "after update 1"),
+            (first["command"], "  # ", "after update 3"),
+        ]
         assert config["seed"] == 1
 
     @pytest.mark.parametrize("line", ["{", "[]", '{"update": 2}', '{"update": "x", "time/seconds": 1}', "null"])
@@ -196,6 +200,18 @@ class TestResume:
         (tmp_path / "config.json").write_text("[]")
         with pytest.raises(SearchGymError, match=r"config\.json"):
             write_run(tmp_path, updates=6, finished=3)
+
+    def test_updates_that_wrote_no_row_are_not_missed(self, tmp_path: Path) -> None:
+        screen = io.StringIO()
+        for finished, updates in ((0, (1, 3)), (4, (5, 6))):
+            console = Console(file=screen, width=200)
+            with RunLog(tmp_path, {}, total=6, title="DAPO", console=console, finished=finished) as log:
+                for update in updates:
+                    log.write({"update": update})
+        rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [row["update"] for row in rows] == [1, 3, 5, 6]
+        assert "lost" not in screen.getvalue()
+        assert "DAPO 6/6" in screen.getvalue()
 
     @pytest.mark.parametrize("lost", ["metrics.jsonl", "config.json"])
     def test_a_file_that_is_gone_does_not_stop_the_run(self, tmp_path: Path, lost: str) -> None:
