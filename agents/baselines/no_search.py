@@ -1,16 +1,20 @@
 """The agent that never searches: it can only answer, from what it has learned or by guessing.
 
+Trained by PPO it is the baseline that the paper calls R1: reinforcement learning of reasoning without search, as in
+DeepSeek-R1 (2025, arXiv 2501.12948).
+
 ``python -m agents.baselines.no_search`` takes the options of ``agents.ppo``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import tyro
-
-from agents.ppo import PPOConfig, chosen_preset, train
+from agents import ppo
+from agents.config import run_command
 from agents.tasks import EnvConfig, make_envs
 from search_gym import SearchVectorEnv, TokenCodec
 
@@ -20,7 +24,16 @@ def no_search_envs(config: EnvConfig, codec: TokenCodec, num_envs: int) -> Searc
     return make_envs(config, codec, num_envs, max_turns=0)
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    run_command(
+        partial(ppo.train, make_envs=no_search_envs),
+        {name: replace(preset, run_dir=Path("runs/no-search")) for name, preset in ppo.PRESETS.items()},
+        prog="python -m agents.baselines.no_search",
+        doc=__doc__,
+        args=args,
+    )
+
+
 if __name__ == "__main__":
-    default = replace(chosen_preset(), run_dir=Path("runs/no-search"))
-    options = tyro.cli(PPOConfig, default=default, prog="python -m agents.baselines.no_search", description=__doc__)
-    train(options, make_envs=no_search_envs)
+    main()

@@ -9,14 +9,15 @@ The documents stand in the prompt in the form in which a searching agent gets th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from agents.ppo import PPOConfig, chosen_preset, train
+from agents import ppo
+from agents.config import run_command
+from agents.policy import CausalLMWithValueHead
+from agents.runlog import RunLog
 from agents.tasks import EnvConfig, make_envs, reuse
 from search_gym import SearchVectorEnv, TokenCodec
 from search_gym.errors import OptionError
@@ -77,17 +78,27 @@ def static_rag_max_envs(config: EnvConfig, codec: TokenCodec, num_envs: int) -> 
 
 
 @dataclass(frozen=True)
-class StaticRAGConfig:
+class StaticRAGConfig(ppo.PPOConfig):
     """Static RAG, trained by PPO."""
 
-    ppo: Annotated[PPOConfig, tyro.conf.arg(name="")]
+    run_dir: Path = Path("runs/static-rag")
     num_documents: int | None = None
     """Documents in the prompt; by default as many as one search of the agent returns."""
 
 
+def train(config: StaticRAGConfig, *, log: RunLog | None = None) -> CausalLMWithValueHead:
+    """Train a policy by PPO on prompts with ``config.num_documents`` documents; see ``agents.ppo.train``."""
+    return ppo.train(config, make_envs=partial(static_rag_envs, num_documents=config.num_documents), log=log)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    presets = {}
+    for name, preset in ppo.PRESETS.items():
+        options = {field.name: getattr(preset, field.name) for field in fields(preset) if field.name != "run_dir"}
+        presets[name] = StaticRAGConfig(**options)
+    run_command(train, presets, prog="python -m agents.baselines.static_rag", doc=__doc__, args=args)
+
+
 if __name__ == "__main__":
-    default = StaticRAGConfig(replace(chosen_preset(), run_dir=Path("runs/static-rag")))
-    options = tyro.cli(
-        StaticRAGConfig, default=default, prog="python -m agents.baselines.static_rag", description=__doc__
-    )
-    train(options.ppo, make_envs=partial(static_rag_envs, num_documents=options.num_documents))
+    main()
