@@ -83,6 +83,28 @@ EXAMPLES = (
         answer="Paris",
     ),
     Example(
+        question="Do the rivers Po and Ebro flow through the same country?",
+        hops=(
+            Hop(
+                need="I need to find out through which countries the Po and the Ebro flow.",
+                query="river Po country",
+                passage=(
+                    "Po (river)",
+                    "The Po flows eastward across northern Italy. No river of Italy is longer.",
+                ),
+                finding="The Po flows through Italy.",
+            ),
+            Hop(
+                need="The Po flows through Italy. I need to find out through which country the Ebro flows.",
+                query="river Ebro country",
+                passage=("Ebro", "The Ebro rises in Cantabria and is the longest river that lies wholly in Spain."),
+                finding="The Ebro flows through Spain.",
+            ),
+        ),
+        conclusion="Italy and Spain are not the same country.",
+        answer="no",
+    ),
+    Example(
         question="Which mountain is higher, Mont Blanc or Mount Kenya?",
         hops=(
             Hop(
@@ -106,28 +128,6 @@ EXAMPLES = (
         ),
         conclusion="5,199 metres is more than 4,806 metres.",
         answer="Mount Kenya",
-    ),
-    Example(
-        question="Do the rivers Po and Ebro flow through the same country?",
-        hops=(
-            Hop(
-                need="I need to find out through which countries the Po and the Ebro flow.",
-                query="river Po country",
-                passage=(
-                    "Po (river)",
-                    "The Po flows eastward across northern Italy. No river of Italy is longer.",
-                ),
-                finding="The Po flows through Italy.",
-            ),
-            Hop(
-                need="The Po flows through Italy. I need to find out through which country the Ebro flows.",
-                query="river Ebro country",
-                passage=("Ebro", "The Ebro rises in Cantabria and is the longest river that lies wholly in Spain."),
-                finding="The Ebro flows through Spain.",
-            ),
-        ),
-        conclusion="Italy and Spain are not the same country.",
-        answer="no",
     ),
 )
 
