@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents import algorithms
 from agents.health import COLLAPSES, Alarm, HealthConfig, HealthMonitor
 from search_gym.errors import OptionError
 
@@ -190,6 +193,31 @@ def curve(updates: int, episodes: int, seed: int) -> list[dict[str, float]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_that_learns_is_left_in_peace(episodes: int, seed: int) -> None:
     assert not watch(curve(110, episodes, seed), HealthConfig())
+
+
+def test_every_metric_of_a_run_is_documented_and_every_documented_one_exists(tmp_path: Path) -> None:
+    """PPO and GRPO together log all there is."""
+    logged: set[str] = set()
+    for name in ("ppo", "grpo"):
+        options = ["--updates", "2", "--rollouts-per-update", "16", "--minibatch-size", "8"]
+        algorithms.load(name).main([*options, "--run-dir", str(tmp_path / name)])
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert len(rows) == 2
+        assert not any("alarms" in row for row in rows)
+        logged |= {re.sub("^(rollout/em)/.*", r"\1/<kind>", key) for row in rows for key in row}
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(.*?)` \|", text, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(logged)
+
+
+def test_every_alarm_is_documented_with_whether_it_is_a_collapse() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z -]+?) \| .* \| (yes|no) \|$", text, flags=re.MULTILINE)
+    assert {name for name, is_collapse in rows if is_collapse == "yes"} == COLLAPSES
+    assert {name for name, is_collapse in rows if is_collapse == "no"} == {
+        "gradient explosion",
+        "log-probability mismatch",
+    }
 
 
 @pytest.mark.parametrize("options", [{"patience": 2}, {"fall": 0.0}, {"fall": 1.0}, {"entropy_fall": -1.0}])
