@@ -51,7 +51,9 @@ class SearchThenAnswer:
     """Searches once with the question itself, then answers; needs nothing but a question and its answer."""
 
     def act(self, question: Question, observations: Sequence[str]) -> str:
-        return write_turn("answer", question.answers[0]) if observations else write_turn("search", question.text)
+        if observations:
+            return write_turn("answer", question.answers[0])
+        return f"<think> I need to find </think> <search> {question.text} </search>"
 
 
 class InterleavedRetrieval:
@@ -122,7 +124,7 @@ def chain_of(question: Question) -> list[tuple[str, str, str]]:
 
 
 def demonstrate(envs: SearchVectorEnv, policy: ScriptedPolicy, question_index: Sequence[int]) -> list[Transcript]:
-    """The transcripts of ``policy`` on these questions, without those that earn no reward.
+    """The transcripts of ``policy`` on these questions, without those that earn no reward or have an invalid turn.
 
     Raises:
         OptionError: none earns a reward.
@@ -139,22 +141,21 @@ def demonstrate(envs: SearchVectorEnv, policy: ScriptedPolicy, question_index: S
 
 
 def _play(envs: SearchVectorEnv, policy: ScriptedPolicy, question_index: Sequence[int]) -> list[Transcript]:
-    count = len(question_index)
-    slots = np.arange(envs.num_envs)
-    padded = np.resize(np.asarray(question_index, dtype=np.int64), envs.num_envs)
-    envs.reset(options={"question_index": padded, "reset_mask": slots < count})
+    """Every slot plays; where there are fewer questions than slots, some are played twice and kept once."""
+    envs.reset(options={"question_index": np.resize(np.asarray(question_index, dtype=np.int64), envs.num_envs)})
     codec = envs.task.codec
-    observed: list[list[str]] = [[] for _ in range(count)]
+    observed: list[list[str]] = [[] for _ in range(envs.num_envs)]
     rewards = np.zeros(envs.num_envs)
-    has_ended = slots >= count
+    has_ended, is_valid = np.zeros(envs.num_envs, dtype=np.bool_), np.ones(envs.num_envs, dtype=np.bool_)
     nothing = np.zeros(0, dtype=np.int64)
     while not has_ended.all():
         actions = [nothing] * envs.num_envs
         for slot in np.flatnonzero(~has_ended):
             actions[slot] = codec.encode(policy.act(envs.episodes[slot].question, observed[slot]))
-        observations, step_rewards, terminated, truncated, _ = envs.step(actions)
+        observations, step_rewards, terminated, truncated, infos = envs.step(actions)
         for slot in np.flatnonzero(~has_ended):
             observed[slot].append(codec.decode(observations[slot]))
+            is_valid[slot] &= infos["event"][slot] in ("search", "answer")
         rewards += step_rewards
-        has_ended = has_ended | terminated | truncated
-    return [envs.transcripts[slot] for slot in range(count) if rewards[slot] > 0]
+        has_ended = terminated | truncated
+    return [envs.transcripts[slot] for slot in range(len(question_index)) if rewards[slot] > 0 and is_valid[slot]]
