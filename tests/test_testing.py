@@ -141,6 +141,29 @@ def test_non_finite_numbers_reach_every_field_alone_and_together() -> None:
     assert {x for numbers in filled for x in numbers if not np.isnan(x)} == {1e30, -1e30, np.inf, -np.inf}
 
 
+def test_environment_numbers_change_on_all_prompts_and_observations_and_nowhere_else() -> None:
+    first, _, *changed = recorded(testing.check_environment_numbers, Settings(num_batches=1, framework="numpy"))
+    environment = first.attention_mask & ~first.loss_mask
+    assert len(changed) == len(NUMBERS)
+    for name, batch in zip(NUMBERS, changed, strict=True):
+        for other in NUMBERS:
+            differs = getattr(batch, other) != getattr(first, other)
+            assert differs.tolist() == (environment if other == name else np.zeros_like(environment)).tolist()
+
+
+def test_padding_goes_to_both_sides_and_rows_to_the_right_end() -> None:
+    first, _, *changed = recorded(testing.check_padding, Settings(num_batches=1, framework="numpy"))
+    rows = layout(first)
+    expected = [["." * left + row + "." * right for row in rows] for left, right in ((0, 3), (3, 0), (5, 11))]
+    assert [layout(batch) for batch in changed[:-1]] == expected
+    assert layout(changed[-1]) == [row.rstrip(".").rjust(len(row), ".") for row in rows]
+
+
+def test_every_row_has_padding_where_numbers_are_not_finite() -> None:
+    for batch in recorded(testing.check_non_finite_numbers, Settings(num_batches=2, framework="numpy")):
+        assert all(row.endswith(".") for row in layout(batch))
+
+
 def test_the_same_seed_gives_the_same_batches() -> None:
     one, same, other = (recorded(testing.check_padding, Settings(seed=seed, framework="numpy")) for seed in (3, 3, 4))
     assert [sampled(batch) for batch in one] == [sampled(batch) for batch in same]
@@ -148,21 +171,25 @@ def test_the_same_seed_gives_the_same_batches() -> None:
     assert [layout(batch) for batch in one] != [layout(batch) for batch in other]
 
 
-def test_a_subject_may_write_into_what_it_gets() -> None:
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_a_subject_may_write_into_what_it_gets(framework: Any) -> None:
     def subject(batch: TokenBatch) -> Any:
-        result = np.where(batch.loss_mask, batch.rewards, 0.0)
-        for f in fields(batch):
-            getattr(batch, f.name)[...] = 0
+        result = batch.rewards * batch.loss_mask
+        with torch.no_grad():
+            for f in fields(batch):
+                getattr(batch, f.name)[...] = 0
         return result
 
-    testing.check_advantages(subject, Settings(framework="numpy"))
+    testing.check_advantages(subject, Settings(framework=framework), non_finite=False)
 
 
 # --- the package's own mathematics ---
 
-HYPERPARAMETERS = {"gamma": 0.9, "lam": 0.8, "clip_low": 0.2, "clip_high": 0.3, "clip": 0.2}
-PER_ROW = {"rewards": "row_rewards"}
+HYPERPARAMETERS = {"gamma": 0.9, "lam": 0.8, "clip_low": 0.05, "clip_high": 0.06, "clip": 0.2, "coef": 0.1}
+PER_ROW = {"rewards": "row_rewards", "per_row": "row_rewards"}
 RENAMED = {"x": "values", "mask": "loss_mask"}
+# They mask a KL estimate that needs finite numbers everywhere.
+FINITE_ONLY = {"kl_loss"}
 
 
 def own_functions() -> dict[str, Callable[..., Any]]:
@@ -173,9 +200,9 @@ def own_functions() -> dict[str, Callable[..., Any]]:
     }
 
 
-def call_by_name(function: Callable[..., Any], batch: TokenBatch) -> dict[str, Any]:
+def call_by_name(function: Callable[..., Any], batch: TokenBatch, aggregation: Any = None) -> dict[str, Any]:
     """All tensors that ``function`` returns from the fields of ``batch`` that have its parameters' names."""
-    arguments = {}
+    arguments = {} if aggregation is None else {"weights": losses.token_weights(batch.loss_mask, aggregation)}
     for name, parameter in inspect.signature(function).parameters.items():
         is_per_row = re.search(r"""['"] ?B['"]""", str(parameter.annotation)) is not None
         source = PER_ROW.get(name, name) if is_per_row else RENAMED.get(name, name)
@@ -196,28 +223,33 @@ def _tensors(name: str, result: Any) -> Iterator[tuple[str, Any]]:
             yield from _tensors(f"{name}/{key}", part)
 
 
-@pytest.mark.parametrize("name", own_functions())
-def test_every_function_of_the_package_passes(name: str) -> None:
+def own_cases() -> Iterator[Any]:
+    for name, function in own_functions().items():
+        yield pytest.param(name, None, id=name)
+        if "weights" in inspect.signature(function).parameters:
+            yield pytest.param(name, "sequence-mean", id=f"{name}, weighted", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "aggregation"), list(own_cases()))
+def test_every_function_of_the_package_passes(name: str, aggregation: str | None) -> None:
     """Advantages, returns, losses with their gradients, and every statistic."""
-    function = own_functions()[name]
-    outputs: dict[str, torch.Tensor] = {}
+    function, options, outputs = own_functions()[name], Settings(num_batches=3), {}
 
     def record(batch: TokenBatch) -> Any:
-        outputs.update(call_by_name(function, batch))
+        outputs.update(call_by_name(function, batch, aggregation))
         return batch.logprobs[batch.loss_mask].sum()
 
     testing.check_environment_gradients(record, Settings(num_batches=1))
     assert outputs
     for key, output in outputs.items():
-        options = Settings(num_batches=3)
 
         def subject(batch: TokenBatch, key: str = key) -> Any:
-            return call_by_name(function, batch)[key]
+            return call_by_name(function, batch, aggregation)[key]
 
         if output.ndim:
-            testing.check_advantages(subject, options)
+            testing.check_advantages(subject, options, non_finite=name not in FINITE_ONLY)
         elif output.requires_grad:
-            testing.check_loss(subject, options)
+            testing.check_loss(subject, options, non_finite=name not in FINITE_ONLY)
         else:
             assert failures(subject, CHECKS.keys() - {"gradients"}, options) == set(), key
 
@@ -247,6 +279,27 @@ def test_a_whole_objective_passes_with_any_seed(seed: int, group_size: int) -> N
         return policy_loss(batch, scale) + 0.5 * values + 0.1 * penalty - 0.01 * entropy
 
     testing.check_loss(objective, Settings(seed=seed, num_batches=2, group_size=group_size))
+
+
+def sequence_mean(batch: TokenBatch, x: Any) -> Any:
+    return where(batch, x).sum(1) / batch.loss_mask.sum(1)
+
+
+SEQUENCE_LOSSES = {
+    "mean of sequence means": lambda b: sequence_mean(b, surrogate(b)).mean(),
+    "sums by a constant (Dr. GRPO, arXiv 2503.20783)": lambda b: surrogate(b).sum(1).mean() / 512,
+    "one ratio for a sequence (GSPO, arXiv 2507.18071)": lambda b: (
+        -(sequence_mean(b, where(b, b.logprobs) - where(b, b.old_logprobs)).exp() * b.row_rewards).mean()
+    ),
+    "leave-one-out inside (RLOO, arXiv 2402.14740)": lambda b: policy_loss(
+        b, losses.group_advantages(b.row_rewards, b.group_ids, leave_one_out=True)[:, None].expand(b.values.shape)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCE_LOSSES)
+def test_losses_over_sequences_pass(name: str) -> None:
+    testing.check_loss(SEQUENCE_LOSSES[name], Settings(num_batches=3))
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(0.9, 1.0), (1.0, 0.9), (0.99, 0.95)])
@@ -312,6 +365,10 @@ ADVANTAGE_FAULTS = {
         {"numbers", "non-finite"},
     ),
     "scaled by the width": (lambda b: where(b, b.advantages) / b.loss_mask.shape[1], {"padding"}),
+    "looks at the last column": (
+        lambda b: where(b, b.advantages) + b.values[:, -1:].detach(),
+        {"padding", "non-finite"},
+    ),
     "starts in column 0": (
         lambda b: where(b, b.advantages) * b.attention_mask[:, :1],
         {"padding"},
@@ -338,6 +395,14 @@ LOSS_FAULTS = {
     ),
     "sequence means by all tokens": (
         lambda b: (surrogate(b).sum(1) / b.attention_mask.sum(1)).mean(),
+        {"lengthening"},
+    ),
+    "a sequence ratio by response length": (
+        lambda b: (
+            -(
+                (where(b, b.logprobs) - where(b, b.old_logprobs)).sum(1).div((b.loss_mask | b.info_mask).sum(1)).exp()
+            ).mean()
+        ),
         {"lengthening"},
     ),
     "mean over the width": (lambda b: surrogate(b).mean(), {"padding"}),
@@ -674,6 +739,7 @@ def test_own_environments_pass(codec: str, max_turns: int) -> None:
     )
     testing.check_chunking(lambda: SearchEnv(**options), num_episodes=3)
     testing.check_chunking(lambda: SearchVectorEnv(3, **options), num_episodes=2)
+    testing.check_chunking(lambda: SearchVectorEnv(3, **options), num_episodes=4, num_turns=2)
 
 
 def test_environments_by_id_pass() -> None:
@@ -768,6 +834,22 @@ class Reencodes(Faulty):
         return self.env.step(action)
 
 
+class SortsItsTranscript(Faulty):
+    """Keeps actions apart from observations when it is given more than one token at a time."""
+
+    def step(self, action: Any) -> Any:
+        self.is_cut = len(action) == 1
+        return self.env.step(action)
+
+    @property
+    def transcript(self) -> Transcript:
+        true, copy = self.episode.transcript, Transcript()
+        spans = true.spans if self.is_cut else sorted(true.spans, key=lambda span: "poa".index(span.kind[0]))
+        for span in spans:
+            copy.append(span.kind, true.token_ids[span.start : span.stop])
+        return copy
+
+
 class ForgetsObservations(Faulty):
     """Observes a token that its transcript does not hold."""
 
@@ -790,6 +872,7 @@ class ConsumesNothing(Faulty):
         (DropsTheRest, "expected the transcript to hold the .* ids that were sampled"),
         (SpeaksTooOften, "expected the transcript to hold the .* ids that were observed"),
         (ForgetsObservations, "expected the transcript to hold the .* ids that were observed"),
+        (SortsItsTranscript, r"to leave the same transcript in chunks of one token .* Transcript\(prompt"),
         (PaysPerStep, "expected slot 0 of episode 0 .* in chunks of one token and in chunks of"),
         (HidesTheEnd, "expected slot 0 of episode"),
         (CutsAtTheTag, "expected slot 0 of episode .* reward"),
@@ -801,6 +884,21 @@ def test_environments_that_depend_on_chunks(fault: type[Faulty], message: str) -
     options = env_options(codec=hf_codec(), retriever=EchoRetriever(), max_turn_tokens=40)
     with pytest.raises(InvarianceError, match=message):
         testing.check_chunking(lambda: fault(SearchEnv(**options)))
+
+
+class Closing(gym.Wrapper):
+    """Counts how often it is closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        type(self).closed += 1
+        super().close()
+
+
+def test_the_environment_is_closed() -> None:
+    testing.check_chunking(lambda: Closing(make_env()), num_episodes=1)
+    assert Closing.closed == 1
 
 
 class Bare(gym.Env[Any, Any]):

@@ -66,7 +66,7 @@ def check_lengthening(subject: Subject, settings: Settings = _DEFAULT) -> None:
     )
     comparison = Comparison(subject, settings, advice)
     for rng, rows in draw_batches(settings):
-        width = max(row.length for row in rows) + max(GROWTHS)
+        width = max(row.length for row in rows) + max(GROWTHS) + 1
         before = collate(rows, rng, width=width)
         result = comparison.baseline(before)
         for b, row in enumerate(rows):
@@ -94,7 +94,7 @@ def check_environment_numbers(
     advice = "select the sampled tokens with loss_mask before you read"
     comparison = Comparison(subject, settings, advice)
     for rng, rows in draw_batches(settings):
-        before = collate(rows, rng)
+        before = collate(rows, rng, right=1)
         result = comparison.baseline(before)
         for name in names:
             # "Action" numbers, so that rewards are drawn too.

@@ -223,7 +223,7 @@ def _play(
     for play, transcript in zip(plays, slots.transcripts, strict=True):
         if not isinstance(transcript, Transcript):
             raise SubjectError(f"expected a search_gym.Transcript as transcript, got {type(transcript).__name__}")
-        play.transcript = Transcript.from_state(transcript.to_state())
+        play.transcript = transcript
         _require_provenance(play)
     return plays
 
