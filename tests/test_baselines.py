@@ -1,5 +1,6 @@
 """Agents that cannot search: what they see is what the environment would have shown, and nothing is looked up later."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.baselines import no_search, static_rag
 from agents.baselines.no_search import no_search_envs
 from agents.baselines.static_rag import StaticRAGPrompt, static_rag_envs, static_rag_max_envs
 from agents.tasks import EnvConfig, make_envs
@@ -134,3 +136,16 @@ def test_a_retriever_that_fails_is_not_passed_over_in_silence():
         StaticRAGPrompt(task, num_documents=3, max_tokens=500)
     with pytest.raises(OptionError, match="top_k >= 1, got 0"):
         static_rag_envs(CONFIG, CODEC, 1, num_documents=0)
+
+
+@pytest.mark.parametrize(
+    ("main", "options"), [(no_search.main, []), (static_rag.main, ["--num-documents", "2", "--env.top-k", "2"])]
+)
+def test_the_command_lines_train_without_a_search(tmp_path, main, options):
+    sizes = ["--updates", "2", "--rollouts-per-update", "16", "--minibatch-size", "8"]
+    main([*options, *sizes, "--run-dir", str(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollout/searches"] for row in rows] == [0.0, 0.0]
+    assert (tmp_path / "checkpoint/value_head.safetensors").exists()
+    with pytest.raises(SystemExit, match=r"error: expected a preset among .* did you mean 'long'"):
+        main(["--preset", "lang", "--run-dir", str(tmp_path / "other")])
