@@ -28,7 +28,6 @@ from search_gym.scripted import OraclePolicy, ScriptedPolicy, SingleSearchPolicy
 METRICS = ("em", "searches", "sampled_tokens")
 IRCOT_DOCUMENTS = 3
 SELF_RAG_DOCUMENTS = 4
-SELF_RAG_EPOCHS = 6
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,6 @@ def reflecting(size: Size, seed: int, run_dir: Path) -> Outcome:
     env = replace(size.env, top_k=SELF_RAG_DOCUMENTS)
     options = self_rag.SelfRAGConfig(
         env=env,
-        fit=FitConfig(epochs=SELF_RAG_EPOCHS, learning_rate=3e-3),
         demonstrations=size.demonstrations,
         eval_questions=size.questions_per_kind * size.hops,
         run_dir=run_dir,
@@ -185,7 +183,7 @@ METHODS: dict[str, Method] = {
     ),
     "react": Method("ReAct", "SFT on {n} demonstrations of the form", Supervised("react")),
     "self-rag": Method(
-        f"Self-RAG, k = {SELF_RAG_DOCUMENTS}", "SFT on {n} demonstrations with the critique of a program", reflecting
+        f"Self-RAG, k = {SELF_RAG_DOCUMENTS}", "SFT on {n} questions, 4 annotated episodes each", reflecting
     ),
     "sft": Method("SFT", "SFT on {n} questions with their answers", Supervised("direct", epochs=12)),
     "sft-search": Method(

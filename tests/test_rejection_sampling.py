@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.baselines import rejection_sampling
+from agents.baselines import rejection_sampling, sft
 from agents.baselines.no_search import no_search_envs
 from agents.baselines.rejection_sampling import RejectionSamplingConfig, accept, is_right
 from agents.rollout import Rollout, TurnEvent
@@ -19,6 +19,7 @@ from agents.supervised import FitConfig
 from agents.tasks import EnvConfig
 from search_gym import Question
 from search_gym.errors import OptionError
+from tests.real_text import real_text  # noqa: F401
 
 ONE_HOP = EnvConfig(kinds=("1-hop",))
 
@@ -113,3 +114,22 @@ def test_the_command_line_trains_and_says_what_went_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         rejection_sampling.main(["--help"])
     assert "more than one is expert iteration" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_any_causal_language_model_and_any_questions(real_text):  # noqa: F811
+    """A model that has memorised some answers is right at times, and more often afterwards."""
+    path, env = real_text
+    fit = FitConfig(epochs=90, batch_size=4, learning_rate=1e-2)
+    sft.train(sft.SFTConfig(env=env, form="direct", model=str(path / "model"), fit=fit, run_dir=path / "sft"))
+    config = RejectionSamplingConfig(
+        env=env,
+        model=str(path / "sft/checkpoint"),
+        rounds=2,
+        questions_per_round=4,
+        samples_per_question=8,
+        fit=replace(fit, epochs=20),
+        run_dir=path / "run",
+    )
+    rejection_sampling.train(config)
+    first, second = (json.loads(line) for line in (path / "run/metrics.jsonl").read_text().splitlines())
+    assert 0 < first["rollout/em"] < second["rollout/em"]

@@ -27,6 +27,7 @@ from search_gym.codec import ByteCodec
 from search_gym.errors import OptionError, RetrievalError
 from search_gym.tags import parse_turn
 from search_gym.tinywiki import read_facts
+from tests.real_text import real_text  # noqa: F401
 
 CODEC = tinywiki.codec()
 ENV = EnvConfig(split="validation", kinds=("1-hop", "2-hop"), top_k=3)
@@ -57,6 +58,7 @@ def reflecting(tmp_path_factory):
     config = SelfRAGConfig(
         env=replace(ENV, split="train"),
         demonstrations=200,
+        episodes_per_question=1,
         fit=FitConfig(epochs=3),
         run_dir=tmp_path_factory.mktemp("self-rag"),
     )
@@ -232,7 +234,14 @@ class _Always:
 
 
 def test_a_run_trains_answers_and_writes_what_came_of_it(tmp_path):
-    config = SelfRAGConfig(env=replace(ENV, split="train"), demonstrations=32, eval_questions=8, run_dir=tmp_path / "a")
+    config = SelfRAGConfig(
+        env=replace(ENV, split="train"),
+        demonstrations=16,
+        episodes_per_question=2,
+        fit=FitConfig(epochs=1),
+        eval_questions=8,
+        run_dir=tmp_path / "a",
+    )
     summary = self_rag.main(config, Console(quiet=True))
     assert json.loads((tmp_path / "a/summary.json").read_text()) == summary
     assert summary["num_questions"] == 8
@@ -243,3 +252,19 @@ def test_a_run_trains_answers_and_writes_what_came_of_it(tmp_path):
         self_rag.train(again)
     with pytest.raises(OptionError, match="eval_questions >= 1, got 0"):
         self_rag.main(replace(config, eval_questions=0))
+
+
+def test_any_causal_language_model_and_any_questions(real_text):  # noqa: F811
+    path, env = real_text
+    config = SelfRAGConfig(
+        env=env,
+        model=str(path / "model"),
+        eval_split="all",
+        fit=FitConfig(epochs=2, batch_size=4, learning_rate=1e-2),
+        run_dir=path / "run",
+    )
+    summary = self_rag.main(config, Console(quiet=True))
+    assert summary["num_questions"] == 4
+    assert set(summary["metrics"]["all"]) >= {"em", "searches", "sampled_tokens"}
+    rows = [json.loads(line) for line in (path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss/nll"] < rows[0]["loss/nll"]

@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from agents.baselines import sft
 from agents.baselines.demonstrations import FORMS
@@ -22,6 +20,7 @@ from agents.supervised import Example, FitConfig, example_of, fit, learning_rate
 from agents.tasks import EnvConfig
 from search_gym.errors import OptionError
 from search_gym.transcript import Transcript
+from tests.real_text import real_text  # noqa: F401
 from tests.small_models import llama, tiny
 
 VOCAB = 12
@@ -151,43 +150,8 @@ def test_demonstrated_searches_are_learned(tmp_path):
     assert evaluation.estimates["1-hop"]["searches"].mean == pytest.approx(1.0, abs=0.1)
 
 
-def byte_tokenizer():
-    """Bytes as tokens, and the words yes and no."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["<eos>", *alphabet, "ye", "yes", "no"]
-    vocab = {word: i for i, word in enumerate(words)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("y", "e"), ("ye", "s"), ("n", "o")]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-
-
-@pytest.fixture
-def real_text(tmp_path):
-    """A Hugging Face model and tokenizer in a directory, and questions and passages in files."""
-    tokenizer = byte_tokenizer()
-    model = llama(len(tokenizer), max_position_embeddings=2048)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    people = ("Ada", "Bo", "Cy", "Di")
-    rows = [{"id": p, "question": f"where is {p}?", "golden_answers": [f"in {p}ville"]} for p in people]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    passages = [{"id": p, "contents": f'"{p}"\n{p} is in {p}ville.'} for p in people]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
-    env = EnvConfig(
-        questions=f"jsonl:{tmp_path / 'q.jsonl'}",
-        corpus=tmp_path / "c.jsonl",
-        split="all",
-        top_k=2,
-        max_turn_tokens=160,
-        max_observation_tokens=200,
-        max_context_tokens=2000,
-    )
-    return tmp_path, env
-
-
 @pytest.mark.parametrize("form", ["direct", "static-rag", "search-once"])
-def test_any_causal_language_model_and_any_questions(real_text, form):
+def test_any_causal_language_model_and_any_questions(real_text, form):  # noqa: F811
     path, env = real_text
     config = sft.SFTConfig(
         env=env,
@@ -205,7 +169,7 @@ def test_any_causal_language_model_and_any_questions(real_text, form):
     assert policy.model.config.model_type == "llama"
 
 
-def test_a_form_that_the_questions_cannot_show_is_an_error(real_text, capsys):
+def test_a_form_that_the_questions_cannot_show_is_an_error(real_text, capsys):  # noqa: F811
     path, env = real_text
     args = ["--form", "cot", "--model", str(path / "model"), "--run-dir", str(path / "run")]
     args += ["--env.questions", env.questions, "--env.corpus", str(env.corpus), "--env.split", "all"]

@@ -126,7 +126,7 @@ def search(task: Task, queries: Sequence[str]) -> list[list[Document]]:
     return found
 
 
-def demonstrate(task: Task, question_index: Iterable[int], seed: int) -> list[Transcript]:
+def demonstrate(task: Task, question_index: Iterable[int], seed: int | tuple[int, ...]) -> list[Transcript]:
     """Annotated episodes of these questions that end right, each document chosen from ``task.top_k`` that were found.
 
     Raises:

@@ -42,10 +42,12 @@ class SelfRAGConfig:
     """Train a policy to reflect, then answer held-out questions with it."""
 
     env: EnvConfig = field(default_factory=lambda: EnvConfig(top_k=4))
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(learning_rate=3e-3, batch_size=16, epochs=6))
     weights: Weights = field(default_factory=Weights)
     demonstrations: int = 4000
     """Training questions that are demonstrated with a critique, or all where there are fewer; 0: no training."""
+    episodes_per_question: int = 4
+    """Demonstrations of each of these questions, with other documents chosen."""
     eval_split: str = "test"
     """Split of the questions to answer."""
     eval_questions: int = 300
@@ -68,15 +70,20 @@ def train(config: SelfRAGConfig, *, log: RunLog | None = None) -> CausalLMWithVa
     Raises:
         OptionError: ``demonstrations`` is below 1, or no episode ends right.
     """
-    if config.demonstrations < 1:
-        raise OptionError(f"expected demonstrations >= 1 to train on, got {config.demonstrations}; do: raise it")
+    for name in ("demonstrations", "episodes_per_question"):
+        if getattr(config, name) < 1:
+            raise OptionError(f"expected {name} >= 1 to train on, got {getattr(config, name)}; do: raise it")
     torch.set_num_threads(config.threads)
     policy, codec = load_policy(config.model)
     policy.to(choose_device(config.device))
     task = make_envs(config.env, codec, 1).task
     count = min(config.demonstrations, len(task.questions))
     index = QuestionOrder(len(task.questions), config.seed).take(count)
-    examples = [example_of(transcript) for transcript in demonstrate(task, index, config.seed)]
+    examples = [
+        example_of(transcript)
+        for episode in range(config.episodes_per_question)
+        for transcript in demonstrate(task, index, (config.seed, episode))
+    ]
     log = log or RunLog(config.run_dir, config, total=config.fit.num_steps(len(examples)), title="Self-RAG")
     with log:
         steps = 0
