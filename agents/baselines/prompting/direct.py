@@ -1,6 +1,6 @@
 """Direct inference: the answer at once, without reasoning or search; what the model has memorised.
 
-The few-shot question-and-answer prompt is that of Brown et al. 2020 (arXiv 2005.14165, section 2.1); in the tables of
+The few-shot question-and-answer prompt is that of Brown et al. 2020 (arXiv 2005.14165, section 2); in the tables of
 Search-R1 (arXiv 2503.09516, table 2) it is the row "Direct Inference".
 """
 
