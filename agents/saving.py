@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from agents.models import CheckpointError
 from search_gym.errors import OptionError
 
-_FREE_TO_CHANGE = {"command", "save", "run_dir"}
+_FREE_TO_CHANGE = {"command", "resumed", "save", "run_dir"}
 
 
 def run_tensors(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -47,6 +47,10 @@ class Trainer(Learner):
         separate_critic: bool = False,
     ) -> None:
         """Raises OptionError, CheckpointError and all that loading the model and making the environments raises."""
+        options = {"algorithm": title, **to_jsonable(config)}
+        state = read_state(config.run_dir) if config.save.resume else None
+        if state is not None:
+            saving.check_same_options(config.run_dir, options)
         super().__init__(config, with_values=with_values, separate_critic=separate_critic)
         self._share = config.rollouts_per_update // self.accelerator.num_processes
         self.envs = make_envs(config.env, self.codec, min(config.compute.num_envs or self._share, self._share))
@@ -59,10 +63,7 @@ class Trainer(Learner):
         self._rollbacks = 0
         self._counts = {"rollouts": 0, "sampled_tokens": 0}
 
-        options = {"algorithm": title, **to_jsonable(config)}
-        state = read_state(config.run_dir) if config.save.resume else None
         if state is not None:
-            saving.check_same_options(config.run_dir, options)
             self._restore(state)
         is_main = self.accelerator.is_main_process
         trackers = config.save.trackers if is_main else ()
@@ -79,7 +80,8 @@ class Trainer(Learner):
     def __enter__(self) -> Trainer:
         self.log.__enter__()
         if self.update == 0:
-            drop_states(self.config.run_dir, after=-1)  # of an earlier run in this folder
+            if self.accelerator.is_main_process:
+                drop_states(self.config.run_dir, after=-1)  # of an earlier run in this folder
             if self.config.health.on_collapse == "rollback":
                 self._save_state()
         return self
