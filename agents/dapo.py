@@ -24,6 +24,7 @@ from agents.rollout import Rollout
 from agents.runlog import RunLog
 from agents.tasks import MakeEnvs, make_envs
 from agents.trainer import Trainer
+from search_gym.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class DAPOConfig(TrainConfig):
     """The ratio is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.28
     """See clip_low."""
+
+    def check(self, num_processes: int = 1) -> None:
+        """Raises OptionError: as every configuration, and when a mini-batch would cut a group."""
+        super().check(num_processes)
+        if self.minibatch_size % self.group_size:
+            raise OptionError(
+                "expected minibatch_size to be a multiple of group_size, so that whole groups are left over, got "
+                f"{self.minibatch_size} and {self.group_size}; do: change one of them"
+            )
 
 
 PRESETS: dict[str, DAPOConfig] = {

@@ -30,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 from agents.baselines.no_search import no_search_envs
 from agents.baselines.static_rag import static_rag_envs, static_rag_max_envs
 from agents.checkpoint import load_policy
+from agents.config import TrainConfig
 from agents.evaluate import Estimate, Evaluation, estimate, evaluate, question_progress, to_plain
 from agents.ppo import PPOConfig, chosen_preset, train
 from agents.report import LABELS, write_report
@@ -144,7 +145,7 @@ def baseline_dir(config: PPOConfig, name: str) -> Path:
     return config.run_dir / "baselines" / name
 
 
-def scripted_estimates(envs: SearchVectorEnv, index: range, config: PPOConfig) -> dict[str, Estimates]:
+def scripted_estimates(envs: SearchVectorEnv, index: range, config: TrainConfig) -> dict[str, Estimates]:
     """Exact match of two policies that reason by program: with one search, and with one for each hop."""
     questions = [envs.task.questions[i] for i in index]
     kinds = [question_kind(question) for question in questions]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 
 from agents import losses
@@ -20,6 +20,7 @@ from agents.config import OptimizerConfig, TrainConfig
 from agents.policy import CausalLMPolicy, CausalLMWithValueHead, TokenEvaluation, TokenScores
 from agents.preparation import prepare_models
 from agents.rollout import RolloutBatch
+from search_gym.errors import OptionError
 
 Stats = Mapping[str, Tensor]
 
@@ -67,9 +68,13 @@ class Learner:
         self.config = config
         torch.set_num_threads(config.compute.threads)
         cpu = config.compute.device == "cpu" or not torch.cuda.is_available()
-        # Buffers of a language model are constants.
-        handler = DistributedDataParallelKwargs(broadcast_buffers=False)
-        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[handler])
+        self.accelerator = Accelerator(cpu=cpu)
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise OptionError(
+                f"expected processes that each hold the whole model (DDP), got {kind.value}, which shards it; "
+                "do: launch with --multi_gpu, and save memory with --lora-rank or --gradient-checkpointing"
+            )
         self.device = self.accelerator.device
         config.check(self.accelerator.num_processes)
         self.models = prepare_models(config, self.device, with_values=with_values, separate_critic=separate_critic)

@@ -155,7 +155,8 @@ class CausalLMWithValueHead(CausalLMPolicy):
                 self.critic, token_ids, attention_mask, columns=columns[:1], output_hidden_states=True
             )
         hidden = output["hidden_states"][-1][sampled_next].float()
-        values = self.value_head(hidden.detach() if self.detach_value else hidden).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.value_head(hidden.detach() if self.detach_value else hidden).squeeze(-1)
         return TokenEvaluation(scores.logprobs, scores.entropies, _place(values, sampled_next))
 
 

@@ -98,7 +98,9 @@ def _checkpoint_gradients(policy: CausalLMPolicy) -> None:
                 f"expected a model that supports gradient checkpointing, got {type(model).__name__}; "
                 "do: leave out --gradient-checkpointing"
             )
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.24 renamed it.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0

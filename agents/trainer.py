@@ -73,7 +73,7 @@ class Trainer(Learner):
             total=config.updates,
             title=title,
             finished=self.update,
-            trackers=[make_tracker(name, config.run_dir, options) for name in trackers],
+            trackers=[make_tracker(name, config.run_dir, options, finished=self.update) for name in trackers],
             enabled=is_main,
         )
 
@@ -135,6 +135,7 @@ class Trainer(Learner):
     def skip(self) -> None:
         """End an update that found nothing to train on; it leaves no row in the log."""
         self.update += 1
+        self._save_when_due()
 
     def record(
         self,
@@ -160,7 +161,7 @@ class Trainer(Learner):
             **({"rollout/zero_variance_groups": zero_variance_groups(batch)} if self.config.group_size > 1 else {}),
             **self.statistics(),
             "loss/skipped_steps": self.skipped_steps,
-            "loss/logprob_mismatch": logprob_mismatch(old, batch),
+            **logprob_mismatch(old, batch),
             "loss/learning_rate": self.optimizer.param_groups[0]["lr"],
             **(metrics or {}),
             "time/rollout_seconds": self._rollout_seconds,
@@ -173,10 +174,8 @@ class Trainer(Learner):
         collapse = next((alarm for alarm in alarms if alarm.is_collapse), None)
         if collapse is not None:
             self._handle(collapse)
-        elif not COLLAPSES & set(self._monitor.state()["active"]) and (
-            self.update % self.config.save.save_every == 0 or self.update == self.config.updates
-        ):
-            self._save_state()
+        else:
+            self._save_when_due()
 
     def _handle(self, collapse: Alarm) -> None:
         """Do what the options say about a collapse."""
@@ -201,6 +200,12 @@ class Trainer(Learner):
         return HealthMonitor(self.config.health, precision=precision)
 
     # States
+
+    def _save_when_due(self) -> None:
+        """Save the state, unless the policy is in danger: a collapsed one is nothing to go back to."""
+        is_due = self.update % self.config.save.save_every == 0 or self.update == self.config.updates
+        if is_due and not COLLAPSES & set(self._monitor.state()["active"]):
+            self._save_state()
 
     def _save_state(self) -> None:
         data = {

@@ -1,0 +1,209 @@
+"""How the work is cut, where it runs and in which precision changes nothing that is learned, rounding apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import llama, tokenizer
+
+from agents import grpo, ppo
+from agents.config import ComputeConfig, OptimizerConfig
+from agents.models import load_model
+from agents.tasks import EnvConfig
+from agents.trainer import Trainer
+from search_gym import Document, Outcome, Question, SearchVectorEnv
+from search_gym.codec import TokenCodec
+from search_gym.errors import OptionError
+
+ROOT = Path(__file__).parents[1]
+
+
+class NoDocuments:
+    def search(self, queries: list[str], k: int) -> list[list[Document]]:
+        return [[] for _ in queries]
+
+
+def share_of_words(outcome: Outcome) -> float:
+    return outcome.text.split().count("who") / 6
+
+
+def say_who(config: EnvConfig, codec: TokenCodec, num_envs: int) -> SearchVectorEnv:
+    """Episodes of one turn of six tokens; every "who" is paid."""
+    return SearchVectorEnv(
+        num_envs,
+        questions=[Question(str(i), "who is", ("who",)) for i in range(8)],
+        retriever=NoDocuments(),
+        codec=codec,
+        reward_fn=share_of_words,
+        prompt_fn=str,
+        max_turns=0,
+        max_turn_tokens=6,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Llama with its tokenizer, in a directory."""
+    directory = tmp_path_factory.mktemp("llama")
+    words = tokenizer()
+    llama(len(words)).save_pretrained(directory)
+    words.save_pretrained(directory)
+    return str(directory)
+
+
+def config(kind: type, run_dir: Path, model: str, **compute: Any) -> Any:
+    return kind(
+        run_dir=run_dir,
+        model=model,
+        updates=3,
+        rollouts_per_update=16,
+        minibatch_size=8,
+        group_size=4,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_updates=0),
+        compute=ComputeConfig(device="cpu", **compute),
+    )
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if not key.startswith("time/")} for line in lines]
+
+
+def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float) -> None:
+    for row, other in zip(found, expected, strict=True):
+        assert row == pytest.approx(other, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [{"micro_batch_size": 1}, {"micro_batch_size": 4}, {"num_envs": 3}, {"gradient_checkpointing": True}],
+    ids=lambda compute: next(iter(compute)),
+)
+def test_pieces_change_nothing_but_rounding(model: str, tmp_path: Path, compute: dict[str, Any]) -> None:
+    """Float32 sums of some hundred terms in another order differ by about 1e-6; three updates of Adam spread that."""
+    whole, pieces = (
+        config(ppo.PPOConfig, tmp_path / "whole", model),
+        config(ppo.PPOConfig, tmp_path / "pieces", model, **compute),
+    )
+    ppo.train(whole, make_envs=say_who)
+    ppo.train(pieces, make_envs=say_who)
+    assert_close(rows(pieces.run_dir)[:1], rows(whole.run_dir)[:1], 1e-4)
+    assert_close(rows(pieces.run_dir), rows(whole.run_dir), 2e-3)
+
+
+def test_bfloat16_scores_what_float32_scores(model: str, tmp_path: Path) -> None:
+    """A mantissa of eight bits rounds each of a few dozen operations by up to 2^-9 of its size."""
+
+    def trainer(precision: str) -> Trainer:
+        options = config(ppo.PPOConfig, tmp_path, model, precision=precision)
+        return Trainer(options, title="test", make_envs=say_who, with_values=True)
+
+    with trainer("fp32") as exact, trainer("bf16") as rounded:
+        next(exact.updates())
+        batch = exact.collate(exact.collect())
+        expected, found = exact.score(batch), rounded.score(batch)
+    difference = (found.logprobs - expected.logprobs)[batch.loss_mask].abs()
+    assert 0 < difference.mean() < 0.1
+
+
+def test_bfloat16_trains_float32_weights(model: str, tmp_path: Path) -> None:
+    options = config(ppo.PPOConfig, tmp_path / "run", model, precision="bf16")
+    policy = ppo.train(options, make_envs=say_who)
+    assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
+    assert all(row["loss/logprob_mismatch"] < 0.1 and row["loss/skipped_steps"] == 0 for row in rows(options.run_dir))
+
+
+@pytest.mark.parametrize(("module", "kind"), [(ppo, ppo.PPOConfig), (grpo, grpo.GRPOConfig)], ids=["ppo", "grpo"])
+def test_adapters_train_little_and_leave_a_plain_model(module: Any, kind: type, model: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    options = replace(config(kind, tmp_path / "run", model, lora_rank=2), minibatch_size=16)
+    with Trainer(options, title="test", make_envs=say_who) as run:
+        trained = [name for name, weight in run.policy.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    module.train(options, make_envs=say_who)
+    found = rows(options.run_dir)
+    assert found[0]["loss/kl"] == pytest.approx(0, abs=1e-9)  # adapters begin as nothing, and the reference has none
+    assert found[-1]["loss/kl"] > found[0]["loss/kl"]
+    assert all(row["loss/logprob_mismatch"] < 1e-4 for row in found)
+    base, _ = load_model(model)
+    saved, _ = load_model(options.run_dir / "checkpoint")
+    assert saved.state_dict().keys() == base.state_dict().keys()
+    moved = {name for name, weight in saved.state_dict().items() if not weight.equal(base.state_dict()[name])}
+    assert moved
+    assert all("proj" in name for name in moved)
+
+
+def test_adapters_resume_exactly(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+
+    class Interrupt(Exception):
+        pass
+
+    def options(name: str) -> Any:
+        made = config(grpo.GRPOConfig, tmp_path / name, model, lora_rank=2)
+        return replace(made, save=replace(made.save, save_every=1, resume=True))
+
+    grpo.train(options("alone"), make_envs=say_who)
+    collect = Trainer.collect
+
+    def interrupt(run: Trainer) -> Any:
+        if run.update == 2:
+            raise Interrupt
+        return collect(run)
+
+    monkeypatch.setattr(Trainer, "collect", interrupt)
+    with pytest.raises(Interrupt):
+        grpo.train(options("stopped"), make_envs=say_who)
+    monkeypatch.undo()
+    grpo.train(options("stopped"), make_envs=say_who)
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "alone")
+
+
+def test_a_model_without_gradient_checkpointing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"gradient checkpointing, got TinyForCausalLM; do: leave out"):
+        ppo.train(config(ppo.PPOConfig, tmp_path, "tiny", gradient_checkpointing=True))
+
+
+def test_a_separate_critic_has_its_own_weights_rate_and_checkpoint(model: str, tmp_path: Path) -> None:
+    options = replace(
+        config(ppo.PPOConfig, tmp_path / "run", model), value=ppo.ValueConfig(critic="separate"), epochs=2
+    )
+    policy = ppo.train(options, make_envs=say_who)
+    assert policy.critic is not None
+    own, theirs = policy.model.state_dict(), policy.critic.state_dict()
+    assert any(not own[name].equal(theirs[name]) for name in own)
+    again = replace(options, run_dir=tmp_path / "again", model=str(options.run_dir / "checkpoint"), updates=1)
+    ppo.train(again, make_envs=say_who)
+    assert rows(again.run_dir)[0]["loss/explained_variance"] != 0  # a new critic's values are all 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_two_processes_make_the_update_of_one(name: str, tmp_path: Path) -> None:
+    """Each process computes half of every mini-batch; sums in another order differ by some 1e-7 of their size."""
+    options = [
+        *("-m", f"agents.{name}", "--updates", "2", "--rollouts-per-update", "16", "--minibatch-size", "8"),
+        *("--group-size", "4", "--device", "cpu", "--env.reward", "format", "--run-dir"),
+    ]
+    launch = [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for folder, prefix in (("one", []), ("two", launch)):
+        command = [sys.executable, *prefix, *options, str(tmp_path / folder)]
+        finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+        assert finished.returncode == 0, finished.stderr
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert one[0]["loss/grad_norm"] > 0.01
+    assert two != one  # bit-identical sums would mean that there was one process
+    assert_close(two, one, 1e-4)
