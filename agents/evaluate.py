@@ -233,7 +233,7 @@ def main(config: EvaluateConfig, console: Console | None = None) -> dict[str, An
         "metrics": to_plain(estimates),
     }
     write_json(config.run_dir / "summary.json", summary)
-    console.print(_table(estimates, title=f"{config.model}: {len(rows)} questions"))
+    console.print(table_of(estimates, title=f"{config.model}: {len(rows)} questions"))
     return summary
 
 
@@ -266,7 +266,7 @@ def question_progress(console: Console, total: int, done: int = 0) -> Iterator[C
         yield lambda finished: progress.update(task, completed=done + finished)
 
 
-def _table(estimates: Mapping[str, Mapping[str, Estimate]], title: str) -> Table:
+def table_of(estimates: Mapping[str, Mapping[str, Estimate]], title: str) -> Table:
     table = Table(title=title, caption="mean and 95 % interval over questions")
     table.add_column("")
     for kind in estimates:

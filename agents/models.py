@@ -51,7 +51,7 @@ def load_model(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> 
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, TokenCodec]:
-    require("accelerate", extra="gguf")
+    require("accelerate", extra="agents")
     try:
         codec = HFCodec.from_pretrained(path)
         model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)

@@ -10,31 +10,17 @@ kept in ``--work-dir``, and interrupted ones go on from their last saved state.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import platform
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
 from agents import algorithms
-from agents.checkpoint import load_policy
-from agents.config import TrainConfig, pick
-from agents.demo import em_by_kind, held_out, scripted_estimates
-from agents.evaluate import evaluate
+from agents.config import pick
 from agents.runlog import command_line, write_json
-from agents.tasks import make_envs
+from benchmarks.runs import machine, run_all
 
 GOAL = 0.90
 
@@ -59,38 +45,6 @@ class SeedsConfig:
     """Where the runs go."""
 
 
-def run_seed(algorithm: str, config: TrainConfig, questions_per_kind: int) -> dict[str, Any]:
-    """Train and evaluate one seed; a result that is already in the run folder is returned as it is."""
-    result_file = config.run_dir / "result.json"
-    if result_file.exists():
-        return json.loads(result_file.read_text(encoding="utf-8"))
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(config.compute.threads)
-    disable_progress_bar()
-    with (config.run_dir / "log.txt").open("w", encoding="utf-8") as log, redirect_stdout(log):
-        base, codec = load_policy(config.model)
-        envs, index = held_out(config.env, codec, make_envs, questions_per_kind)
-        before = evaluate(base.model, envs, index, seed=config.seed)
-        wall, cpu = time.perf_counter(), time.process_time()
-        policy = algorithms.load(algorithm).train(config)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        after = evaluate(policy.model, envs, index, seed=config.seed)
-    result = {
-        "algorithm": algorithm,
-        "seed": config.seed,
-        "em_before": em_by_kind(before.estimates, lambda em: round(em.mean, 4)),
-        "em_after": em_by_kind(after.estimates, lambda em: round(em.mean, 4)),
-        "single_search": em_by_kind(
-            scripted_estimates(envs, index, config)["single-search"], lambda em: round(em.mean, 4)
-        ),
-        "searches": {kind: round(estimates["searches"].mean, 3) for kind, estimates in after.estimates.items()},
-        "train_seconds": round(wall, 1),
-        "train_cpu_seconds": round(cpu, 1),
-    }
-    write_json(result_file, result)
-    return result
-
-
 def main(config: SeedsConfig) -> None:
     """Run all seeds and write the table."""
     runs = []
@@ -99,14 +53,8 @@ def main(config: SeedsConfig) -> None:
         base = presets[pick("preset", config.preset, list(presets))]
         for seed in range(1, config.num_seeds + 1):
             folder = config.work_dir / f"{name}-{config.preset}-{seed}"
-            runs.append((name, replace(base, seed=seed, run_dir=folder, save=replace(base.save, resume=True))))
-    # Child processes start from a clean interpreter, because torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(config.jobs, mp_context=context) as pool:
-        futures = [pool.submit(run_seed, name, run, config.questions_per_kind) for name, run in runs]
-        done = track(as_completed(futures), total=len(futures), description="seeds", console=Console(stderr=True))
-        results = [future.result() for future in done]
-    results.sort(key=lambda result: (config.algorithms.index(result["algorithm"]), result["seed"]))
+            runs.append((name, replace(base, seed=seed, run_dir=folder)))
+    results = run_all(runs, jobs=config.jobs, questions_per_kind=config.questions_per_kind)
     kinds = list(results[0]["em_after"])
     reached = {
         name: sum(
@@ -116,8 +64,7 @@ def main(config: SeedsConfig) -> None:
     }
     summary = {
         "command": command_line(),
-        "machine": {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count()},
-        "torch": torch.__version__,
+        **machine(),
         "preset": config.preset,
         "goal": GOAL,
         "seeds_that_reach_the_goal_on_every_kind": reached,

@@ -23,8 +23,7 @@ from agents.baselines import prompting
 from agents.baselines.text_agent import TextAgent, TextEpisode, describe_episode, play_wave
 from agents.completion import Completer
 from agents.endpoint import EndpointCompleter, EndpointConfig
-from agents.evaluate import _table as table_of
-from agents.evaluate import estimate, question_progress, to_plain
+from agents.evaluate import estimate, question_progress, table_of, to_plain
 from agents.local_completion import LocalCompleter
 from agents.models import choose_device, load_model
 from agents.runlog import command_line, to_jsonable, write_config, write_json, write_text
