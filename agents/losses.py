@@ -402,4 +402,5 @@ def kl_loss(
 ) -> Float[Tensor, ""]:
     """The k3 estimate of KL(pi || pi_ref) at sampled tokens, as GRPO adds it to its loss (arXiv 2402.03300, equation
     4); without ``weights``, the mean."""
+    logprobs, ref_logprobs = (torch.where(loss_mask, x, 0.0) for x in (logprobs, ref_logprobs))
     return weighted_sum(kl_penalty(logprobs, ref_logprobs, "k3"), loss_mask, weights)

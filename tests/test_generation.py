@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.generation import CachedGenerator
+from agents.generation import CachedGenerator, nucleus
 from agents.policy import evaluate_tokens
 from search_gym.errors import OptionError
 from search_gym.tags import closes_turn
@@ -42,7 +42,7 @@ class UncachedGenerator:
         self.model, self.codec, self.temperature, self.greedy = model, codec, temperature, greedy
 
     def start(self, num_slots, seed, first_episode=0):
-        self.seed = seed
+        self.seed, self.first_episode = seed, first_episode
         self.num_turns = [0] * num_slots
         self.held = [[] for _ in range(num_slots)]
 
@@ -59,7 +59,7 @@ class UncachedGenerator:
         turns = []
         for slot, limit in zip(slots, max_tokens, strict=True):
             turn, logprobs = [], []
-            uniforms = np.random.default_rng((self.seed, slot, self.num_turns[slot])).random(limit)
+            uniforms = np.random.default_rng((self.seed, self.first_episode + slot, self.num_turns[slot])).random(limit)
             self.num_turns[slot] += 1
             while len(turn) < limit and self.codec.eos_id not in turn and not closes_turn(self.codec.decode(turn)):
                 logits = self.model(input_ids=torch.tensor([self.held[slot] + turn])).logits[0, -1]
@@ -76,10 +76,10 @@ class UncachedGenerator:
         return turns
 
 
-def play(generator, seed, num_slots=5, num_turns=4, slot_seed=0):
+def play(generator, seed, num_slots=5, num_turns=4, slot_seed=0, first_episode=0):
     """Random prompts, observations, limits and departures; every turn that was sampled."""
     rng = np.random.default_rng(seed)
-    generator.start(num_slots, slot_seed)
+    generator.start(num_slots, slot_seed, first_episode)
     slots = list(range(num_slots))
 
     def ids(low, high):
@@ -105,7 +105,7 @@ def play(generator, seed, num_slots=5, num_turns=4, slot_seed=0):
 def test_the_cache_changes_nothing(model, seed, how):
     temperature, greedy = how
     cached, uncached = (
-        play(engine(model, CODEC, temperature=temperature, greedy=greedy), seed, slot_seed=seed)
+        play(engine(model, CODEC, temperature=temperature, greedy=greedy), seed, slot_seed=seed, first_episode=seed % 9)
         for engine in (CachedGenerator, UncachedGenerator)
     )
     for (ids, logprobs), (expected_ids, expected_logprobs) in zip(cached, uncached, strict=True):
@@ -182,6 +182,39 @@ class TestTurns:
         np.testing.assert_array_equal(two_turns_of_slot_2(6, [0, 1, 3, 4, 5], 12), alone)
         np.testing.assert_array_equal(two_turns_of_slot_2(7, [5, 0], 3), alone)
 
+    def test_an_episode_may_be_in_any_slot(self, small_llama):
+        generator = CachedGenerator(small_llama, CODEC)
+
+        def first_turns(num_slots, first_episode):
+            generator.start(num_slots, seed=4, first_episode=first_episode)
+            generator.extend(range(num_slots), [np.array([7, 8])] * num_slots)
+            return [turn.token_ids.tolist() for turn in generator.sample(range(num_slots), [9] * num_slots)]
+
+        whole = first_turns(6, 0)
+        assert len({*map(tuple, whole)}) > 1
+        assert first_turns(4, 2) == whole[2:]
+        assert first_turns(2, 0) == whole[:2]
+
+    @pytest.mark.parametrize("top_p", [1.0, 0.8, 0.4])
+    def test_samples_follow_the_distribution_of_the_nucleus(self, small_llama, top_p):
+        num_slots = 2000
+        generator = CachedGenerator(small_llama, CODEC, top_p=top_p)
+        generator.start(num_slots, seed=1)
+        generator.extend(range(num_slots), [np.array([7, 8])] * num_slots)
+        turns = generator.sample(range(num_slots), [1] * num_slots)
+        with torch.no_grad():
+            logits = small_llama(input_ids=torch.tensor([[7, 8]])).logits[0, -1, : CODEC.vocab_size]
+        kept = nucleus_reference(logits.softmax(-1).tolist(), top_p)
+        counts = np.bincount([turn.token_ids[0] for turn in turns], minlength=CODEC.vocab_size)
+        expected = num_slots * np.array(kept) / sum(kept)
+        assert not counts[expected == 0].any()
+        chi_squared = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
+        assert chi_squared < 26.1  # the 0.999 quantile for 8 degrees of freedom, more than for fewer; the seed is fixed
+        # Log-probabilities are those of the whole distribution, whatever was cut off.
+        for turn in turns[:50]:
+            expected_logprob = logits.log_softmax(-1)[turn.token_ids[0]].item()
+            assert turn.logprobs[0] == pytest.approx(expected_logprob, abs=1e-5)
+
     def test_samples_follow_the_distribution(self, small_llama):
         num_slots = 4000
         generator = CachedGenerator(small_llama, CODEC, temperature=1.3)
@@ -216,7 +249,47 @@ class TestTurns:
         assert sum(fed) == given_tokens - 3 - 3
 
 
+def nucleus_reference(probs, top_p):
+    """One token after the other, the most probable first (of equals, the first), until ``top_p`` is reached."""
+    kept, total = [0.0] * len(probs), 0.0
+    for i in sorted(range(len(probs)), key=lambda i: -probs[i]):
+        if total >= top_p:
+            break
+        kept[i] = probs[i]
+        total += probs[i]
+    return kept
+
+
+class TestNucleus:
+    @given(st.lists(st.integers(1, 64), min_size=1, max_size=8), st.integers(1, 64))
+    def test_equals_the_loop(self, parts, sixty_fourths):
+        """Dyadic probabilities, so that sums are exact and ties happen; several rows at once."""
+        size = 2 ** int(np.ceil(np.log2(sum(parts))))
+        row = [part / size for part in parts] + [1 - sum(parts) / size]
+        rows = [row, row[::-1]]
+        top_p = sixty_fourths / 64
+        expected = [probs if top_p == 1 else nucleus_reference(probs, top_p) for probs in rows]
+        assert nucleus(torch.tensor(rows, dtype=torch.float64), top_p).tolist() == expected
+
+    def test_closed_forms(self):
+        probs = torch.tensor([[0.125, 0.5, 0.25, 0.125]])
+        for top_p, expected in (
+            (0.1, [0, 0.5, 0, 0]),
+            (0.5, [0, 0.5, 0, 0]),
+            (0.51, [0, 0.5, 0.25, 0]),
+            (0.8, [0.125, 0.5, 0.25, 0]),
+            (0.9, [0.125, 0.5, 0.25, 0.125]),
+        ):
+            assert nucleus(probs, top_p)[0].tolist() == expected
+        assert nucleus(probs, 1.0) is probs
+
+
 class TestMisuse:
+    @pytest.mark.parametrize("top_p", [0.0, -0.1, 1.1, float("nan")])
+    def test_top_p(self, small_llama, top_p):
+        with pytest.raises(OptionError, match="top_p above 0 and at most 1"):
+            CachedGenerator(small_llama, CODEC, top_p=top_p)
+
     def test_nothing_to_go_on_from(self, small_llama):
         generator = CachedGenerator(small_llama, CODEC)
         generator.start(3, seed=0)

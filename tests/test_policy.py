@@ -1,12 +1,14 @@
 """Per-token results against one plain forward pass and a loop, for several models, however padded."""
 
+import copy
+
 import pytest
 import small_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.policy import CausalLMWithValueHead, evaluate_tokens, token_logprobs
+from agents.policy import CausalLMPolicy, CausalLMWithValueHead, evaluate_tokens, token_logprobs
 from search_gym.errors import OptionError
 
 VOCAB = 32
@@ -203,3 +205,55 @@ class TestValueHead:
         # Token 4 was chosen before it was seen: its value and entropy stay, its log-probability does not.
         assert torch.allclose(before.values[0, 4], after.values[0, 4], **CLOSE)
         assert (before.logprobs[0, 4] - after.logprobs[0, 4]).abs() > 1e-4
+
+
+def test_a_policy_without_values_is_the_function(model):
+    batch = pad(sequences(7), 1, 0)
+    policy = CausalLMPolicy(model, vocab_size=VOCAB - 2)
+    expected = evaluate_tokens(model, *batch, 0.7, vocab_size=VOCAB - 2)
+    for scores in (policy.evaluate_tokens(*batch, 0.7), policy(*batch, 0.7)):
+        for a, b in zip(scores, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+class TestSeparateCritic:
+    def pair(self, model):
+        """A policy whose critic is its copy, and the same policy without one; their value heads are equal."""
+        torch.manual_seed(0)
+        shared = CausalLMWithValueHead(model)
+        torch.nn.init.normal_(shared.value_head.weight)
+        separate = CausalLMWithValueHead(model, critic=copy.deepcopy(model))
+        separate.value_head.load_state_dict(shared.value_head.state_dict())
+        return shared, separate
+
+    def test_it_begins_as_the_shared_one_and_then_says_what_the_critic_says(self, model):
+        batch = pad(sequences(8), 2, 1)
+        shared, separate = self.pair(model)
+        with torch.no_grad():
+            for a, b in zip(shared.evaluate_tokens(*batch, 0.7), separate.evaluate_tokens(*batch, 0.7), strict=True):
+                torch.testing.assert_close(a, b, **CLOSE)
+            generator = torch.Generator().manual_seed(3)
+            for weight in separate.critic.parameters():
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+            before, after = shared.evaluate_tokens(*batch, 0.7), separate.evaluate_tokens(*batch, 0.7)
+            critic = CausalLMWithValueHead(separate.critic)
+            critic.value_head.load_state_dict(shared.value_head.state_dict())
+            expected = critic.evaluate_tokens(*batch, 0.7).values
+        assert torch.equal(after.logprobs, before.logprobs)
+        assert torch.equal(after.entropies, before.entropies)
+        assert (after.values - before.values).abs().max() > 1e-3
+        torch.testing.assert_close(after.values, expected, **CLOSE)
+
+    def test_each_loss_trains_its_own_model(self, model):
+        batch = pad(sequences(9), 0, 0)
+        _, separate = self.pair(model)
+
+        def trained(loss):
+            separate.zero_grad()
+            loss.backward()
+            parts = (separate.model, separate.critic, separate.value_head)
+            return [any(p.grad is not None and p.grad.any() for p in part.parameters()) for part in parts]
+
+        evaluation = separate.evaluate_tokens(*batch, 1.0)
+        assert trained(evaluation.values.square().sum()) == [False, True, True]
+        assert trained(separate.evaluate_tokens(*batch, 1.0).logprobs.sum()) == [True, False, False]

@@ -213,6 +213,49 @@ def test_the_seed_decides_every_token():
     assert len({tuple(rollout.token_ids) for rollout in one}) == 3
 
 
+@pytest.fixture(scope="module")
+def small_policy():
+    words = WordCodec(["w", "x", "y", "z"])
+    torch.manual_seed(0)
+    model = TinyForCausalLM(TinyConfig(vocab_size=words.vocab_size, hidden_size=16, num_hidden_layers=2))
+    questions = [Question(str(i), "w x y z"[: 1 + 2 * i], ("y",)) for i in range(4)]
+
+    def play(num_envs, index, first_episode=0):
+        options = {"questions": questions, "retriever": StubRetriever(), "codec": words, "prompt_fn": str}
+        limits = {"max_turns": 2, "max_turn_tokens": 6}
+        envs = gym.make_vec("search_gym/SearchQA-v0", num_envs=num_envs, **options, **limits)
+        return collect(envs, CachedGenerator(model, words), index, seed=3, first_episode=first_episode)
+
+    return play
+
+
+def assert_same_episodes(some, others):
+    """The same tokens; log-probabilities as far as float32 sums over padded columns agree."""
+    for one, other in zip(some, others, strict=True):
+        assert one.question_index == other.question_index
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, rtol=0, atol=1e-5)
+
+
+INDEX = [0, 3, 1, 2, 2, 0, 3, 1, 0]
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 4, 9])
+def test_the_number_of_environments_changes_nothing(small_policy, num_envs):
+    expected = small_policy(5, INDEX)
+    assert len({tuple(rollout.token_ids) for rollout in expected}) == len(INDEX)
+    assert_same_episodes(small_policy(num_envs, INDEX), expected)
+
+
+@pytest.mark.parametrize("first", [1, 4, 7])
+def test_a_part_of_the_episodes_is_the_same_wherever_it_is_played(small_policy, first):
+    """What a process plays of a round is what one process alone would have played there."""
+    whole = small_policy(4, INDEX)
+    assert_same_episodes(small_policy(2, INDEX[first:], first_episode=first), whole[first:])
+    elsewhere = small_policy(2, INDEX[first:])
+    assert any(a.token_ids.tolist() != b.token_ids.tolist() for a, b in zip(elsewhere, whole[first:], strict=True))
+
+
 spans_strategy = st.lists(st.integers(1, 5), min_size=2, max_size=6)
 drawn_strategy = st.tuples(spans_strategy, st.integers(0, 2**32), st.sampled_from([0.0, 0.2, 1.0]))
 
@@ -230,7 +273,7 @@ def build(lengths, seed, reward):
     )
 
 
-FIELDS = ("token_ids", "attention_mask", "loss_mask", "old_logprobs", "rewards")
+FIELDS = ("token_ids", "attention_mask", "response_mask", "loss_mask", "old_logprobs", "rewards")
 
 
 @given(drawn=st.lists(drawn_strategy, min_size=1, max_size=5), pad_id=st.sampled_from([0, 99]))
@@ -245,6 +288,9 @@ def test_collate_places_every_number_at_its_token(drawn, pad_id):
         assert batch.attention_mask[row].tolist() == [i < length for i in range(batch.token_ids.shape[1])]
         assert batch.loss_mask[row, :length].tolist() == rollout.loss_mask.tolist()
         assert not batch.loss_mask[row, length:].any()
+        written = [span.kind != "prompt" for span in rollout.spans for _ in range(span.start, span.stop)]
+        assert batch.response_mask[row, :length].tolist() == written
+        assert not batch.response_mask[row, length:].any()
         assert batch.old_logprobs[row][batch.loss_mask[row]].tolist() == rollout.logprobs.tolist()
         assert not batch.old_logprobs[row][~batch.loss_mask[row]].any()
         rewards = np.zeros(batch.token_ids.shape[1], dtype=np.float32)
@@ -256,10 +302,18 @@ def test_collate_places_every_number_at_its_token(drawn, pad_id):
 def test_selecting_rows_is_collating_those_rollouts(drawn, data):
     rollouts = [build(*parts) for parts in drawn]
     rows = data.draw(st.lists(st.integers(0, len(rollouts) - 1), min_size=1, max_size=6))
-    selected = collate(rollouts, 0).select(torch.tensor(rows))
+    group_size = data.draw(st.integers(1, 3))
+    selected = collate(rollouts, 0, group_size=group_size).select(torch.tensor(rows))
     direct = collate([rollouts[row] for row in rows], 0)
     for field in FIELDS:
         assert torch.equal(getattr(selected, field), getattr(direct, field)), field
+    assert selected.group_ids.tolist() == [row // group_size for row in rows]
+
+
+@given(st.integers(1, 4), st.integers(1, 4))
+def test_rollouts_in_a_row_are_a_group(group_size, groups):
+    batch = collate([build([1, 1], 0, 0.0)] * (groups * group_size), 0, group_size=group_size)
+    assert batch.group_ids.tolist() == [group for group in range(groups) for _ in range(group_size)]
 
 
 def test_collate_refuses_nothing_and_a_missing_log_probability():
