@@ -199,9 +199,15 @@ def _babble(rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
 def probe_config(default: TrainConfig, base: Path, run_dir: Path, **options: Any) -> Any:
     """The ``"default"`` preset of an algorithm on the scale of the probes."""
     rates = OptimizerConfig(learning_rate=options.pop("learning_rate", 2e-3), warmup_updates=0)
-    compute = replace(default.compute, device="cpu")
-    values = {"updates": 3, "rollouts_per_update": 64, "minibatch_size": 16, "kl_coef": 0.0, **options}
-    return replace(default, model=str(base), run_dir=run_dir, optimizer=rates, compute=compute, **values)
+    values = {
+        "compute": replace(default.compute, device="cpu"),
+        "updates": 3,
+        "rollouts_per_update": 64,
+        "minibatch_size": 16,
+        "kl_coef": 0.0,
+        **options,
+    }
+    return replace(default, model=str(base), run_dir=run_dir, optimizer=rates, **values)
 
 
 def play(policy: CausalLMPolicy, probe: Probe, *, silent: bool = False, repeats: int = 1) -> list[Rollout]:
