@@ -165,7 +165,7 @@ def _babble(rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
     def pick(*weighted: tuple[float, Sequence[str]]) -> str:
         held = [(weight, words) for weight, words in weighted if words]
         weights = np.array([weight for weight, _ in held])
-        words = held[rng.choice(len(held), p=weights / weights.sum())][1]
+        words = held[int(rng.choice(len(held), p=weights / weights.sum()))][1]
         return words[rng.integers(len(words))]
 
     while True:

@@ -702,8 +702,9 @@ class TestAdvantagesOfRelatives:
     @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 4))
     def test_leave_one_out_is_centring_made_larger(self, seed, size, groups):
         """r_i - mean of the others = n / (n - 1) (r_i - mean of all): RLOO is Dr. GRPO at another learning rate."""
-        rewards = torch.rand(size * groups, generator=torch.Generator().manual_seed(seed))
-        ids = torch.arange(groups).repeat_interleave(size)[torch.randperm(size * groups)]
+        generator = torch.Generator().manual_seed(seed)
+        rewards = torch.rand(size * groups, generator=generator)
+        ids = torch.arange(groups).repeat_interleave(size)[torch.randperm(size * groups, generator=generator)]
         rloo = losses.group_advantages(rewards, ids, normalize_std=False, leave_one_out=True)
         dr_grpo = losses.group_advantages(rewards, ids, normalize_std=False)
         torch.testing.assert_close(rloo, size / (size - 1) * dr_grpo, rtol=1e-6, atol=1e-7)
