@@ -166,7 +166,7 @@ def _babble(rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
         held = [(weight, words) for weight, words in weighted if words]
         weights = np.array([weight for weight, _ in held])
         words = held[int(rng.choice(len(held), p=weights / weights.sum()))][1]
-        return words[rng.integers(len(words))]
+        return words[int(rng.integers(len(words)))]
 
     while True:
         is_word_task = rng.random() < 0.3
