@@ -44,6 +44,11 @@ class DAPOConfig(TrainConfig):
     def check(self, num_processes: int = 1) -> None:
         """Raises OptionError: as every configuration, and when a mini-batch would cut a group."""
         super().check(num_processes)
+        if self.group_size < 2:
+            raise OptionError(
+                "expected group_size >= 2, because a rollout alone cannot do better than its group, got "
+                f"{self.group_size}; do: raise it, or use agents.reinforce"
+            )
         if self.minibatch_size % self.group_size:
             raise OptionError(
                 "expected minibatch_size to be a multiple of group_size, so that whole groups are left over, got "

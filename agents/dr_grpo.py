@@ -79,7 +79,7 @@ def train(config: DrGRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog 
                     config.clip_high,
                     weights=weights,
                 )
-                entropy = losses.weighted_sum(new.entropies, mask, weights)
+                entropy = losses.weighted_sum(new.entropies, mask, part.weights(batch.loss_mask))
                 loss = policy_loss - config.entropy_coef * entropy
                 stats |= {"policy": policy_loss, "entropy": entropy}
                 if ref_logprobs is not None:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agents import algorithms
 from agents.checkpoint import read_state
 from agents.config import SaveConfig
 from agents.health import HealthConfig
 from agents.models import CheckpointError
+from agents.saving import restore_tensors
 from agents.trainer import CollapseError, Trainer
 from search_gym.errors import OptionError
 
@@ -147,6 +149,14 @@ def test_another_algorithm_is_refused(stopped: Any) -> None:
     other = config("grpo", stopped.run_dir, save_every=1)
     with pytest.raises(OptionError, match=r"algorithm.*then 'PPO', now 'GRPO'"):
         algorithms.load("grpo").train(other)
+
+
+def test_a_state_of_another_model_is_refused(stopped: Any) -> None:
+    state = read_state(stopped.run_dir)
+    assert state is not None
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match=r"saved state of a model with these weights, got others"):
+        restore_tensors(state.tensors, other, torch.optim.AdamW(other.parameters()))
 
 
 def test_without_resume_a_run_begins_again(stopped: Any) -> None:
