@@ -146,6 +146,7 @@ def reflecting(size: Size, seed: int, run_dir: Path) -> Outcome:
     )
     policy, spent = timed(lambda: self_rag.train(options))
     task, index = self_rag.held_out(options, load_policy("tiny")[1])
+    index = untouched(index)
     answered = self_rag.answer_questions(policy.model, task, index, options.weights)
     kinds, scores = _scored([rollout for rollout, _ in answered])
     for row, (_, tokens) in zip(scores, answered, strict=True):
@@ -162,7 +163,7 @@ class Scripted:
     def __call__(self, size: Size, seed: int, run_dir: Path) -> Outcome:
         env = size.env
         envs, index = held_out(env, load_policy("tiny")[1], make_envs, size.questions_per_kind)
-        questions = [envs.task.questions[i] for i in index]
+        questions = [envs.task.questions[i] for i in untouched(index)]
         answers = play(self.policy, questions, envs.task.retriever, env.top_k, env.max_turns)
         scores = [{"em": em_score(a, q.answers)} for a, q in zip(answers, questions, strict=True)]
         return Outcome([question_kind(question) for question in questions], scores)
@@ -221,8 +222,13 @@ def _evaluated(
     spent: tuple[float, float] = (0.0, 0.0),
 ) -> Outcome:
     envs, index = held_out(env, load_policy("tiny")[1], make, size.questions_per_kind)
-    kinds, scores = _scored(evaluate(model, envs, index, seed=seed).rollouts)
+    kinds, scores = _scored(evaluate(model, envs, untouched(index), seed=seed).rollouts)
     return Outcome(kinds, scores, *spent)
+
+
+def untouched(index: range) -> range:
+    """As many held-out questions after those of ``index``, with which the settings of some methods were chosen."""
+    return range(index.stop, 2 * index.stop)
 
 
 def _scored(rollouts: Sequence[Rollout]) -> tuple[list[str], list[dict[str, float]]]:

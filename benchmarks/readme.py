@@ -57,7 +57,8 @@ def seeds_lines(seeds: Mapping[str, Any]) -> list[str]:
         cpu = [result["train_cpu_seconds"] for result in results]
         shown = ", ".join(f"{kind} {em:.2f}" for kind, em in lowest.items())
         lines.append(
-            f"* {name}: {reached} of {len(results)} seeds; lowest {shown}; {min(cpu):.0f} to {max(cpu):.0f} s of one core"
+            f"* {name}: {reached} of {len(results)} seeds; lowest {shown}; "
+            f"{min(cpu):.0f} to {max(cpu):.0f} s of one core"
         )
     return [*lines, ""]
 
