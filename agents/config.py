@@ -159,7 +159,7 @@ def pick(kind: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=2)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known names: {', '.join(known)}."
-        raise UnknownNameError(f"expected a {kind} among {list(known)}, got {name!r}; {hint}")
+        raise UnknownNameError(f"expected one of {list(known)} as {kind}, got {name!r}; {hint}")
     return name
 
 

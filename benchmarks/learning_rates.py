@@ -9,6 +9,7 @@ held-out questions. Writes one JSON file with every run. Finished runs are kept 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,7 @@ from agents import algorithms
 from agents.config import pick
 from agents.runlog import command_line, write_json
 from benchmarks.runs import machine, run_all
+from search_gym.errors import SearchGymError
 
 
 @dataclass(frozen=True)
@@ -93,4 +95,7 @@ def main(config: LearningRatesConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LearningRatesConfig, description=__doc__))
+    try:
+        main(tyro.cli(LearningRatesConfig, description=__doc__))
+    except SearchGymError as error:
+        sys.exit(f"error: {error}")

@@ -10,6 +10,7 @@ kept in ``--work-dir``, and interrupted ones go on from their last saved state.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from agents import algorithms
 from agents.config import pick
 from agents.runlog import command_line, write_json
 from benchmarks.runs import machine, run_all
+from search_gym.errors import SearchGymError
 
 GOAL = 0.90
 
@@ -89,4 +91,7 @@ def main(config: SeedsConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SeedsConfig, description=__doc__))
+    try:
+        main(tyro.cli(SeedsConfig, description=__doc__))
+    except SearchGymError as error:
+        sys.exit(f"error: {error}")
