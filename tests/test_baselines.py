@@ -147,5 +147,5 @@ def test_the_command_lines_train_without_a_search(tmp_path, main, options):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["rollout/searches"] for row in rows] == [0.0, 0.0]
     assert (tmp_path / "checkpoint/value_head.safetensors").exists()
-    with pytest.raises(SystemExit, match=r"error: expected a preset among .* did you mean 'long'"):
+    with pytest.raises(SystemExit, match=r"error: expected one of .* as preset, got .* did you mean 'long'"):
         main(["--preset", "lang", "--run-dir", str(tmp_path / "other")])
