@@ -98,11 +98,11 @@ class TestMisuse:
         with pytest.raises(UnknownNameError, match="a directory with config"):
             load_model(llama_directory)
 
-    @pytest.mark.parametrize("package", ["gguf", "accelerate"])
-    def test_a_gguf_file_without_the_packages(self, tmp_path, monkeypatch, package):
+    @pytest.mark.parametrize(("package", "extra"), [("gguf", "gguf"), ("accelerate", "agents")])
+    def test_a_gguf_file_without_the_packages(self, tmp_path, monkeypatch, package, extra):
         monkeypatch.setitem(sys.modules, package, None)
         (tmp_path / "model.gguf").touch()
-        with pytest.raises(MissingDependencyError, match=r"pip install 'search-gym\[gguf\]'"):
+        with pytest.raises(MissingDependencyError, match=rf"pip install 'search-gym\[{extra}\]'"):
             load_model(tmp_path / "model.gguf")
 
     @pytest.mark.skipif(not GGUF_PACKAGES, reason="needs the packages gguf and accelerate")
