@@ -128,7 +128,7 @@ def test_a_run_writes_both_files_and_goes_on_where_it_stopped(tmp_path, capsys):
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(UnknownNameError, match=r"expected a method among .* did you mean 'react'"):
+    with pytest.raises(UnknownNameError, match=r"expected one of .* as method, got 'reakt'; did you mean 'react'"):
         main(BaselinesConfig(methods=("reakt",)))
     with pytest.raises(OptionError, match="expected jobs >= 1, got 0"):
         main(BaselinesConfig(jobs=0))
