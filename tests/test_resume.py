@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -71,8 +72,10 @@ def kill_when(process: multiprocessing.process.BaseProcess, condition: Callable[
 @pytest.mark.parametrize("name", ["ppo", "dapo"])
 def test_killed_at_any_moment_a_run_goes_on_exactly(name: str, tmp_path: Path) -> None:
     alone = config(name, tmp_path / "alone")
+    began = time.monotonic()
     process = start(name, alone)
     process.join()
+    duration = time.monotonic() - began
     assert process.exitcode == 0
 
     killed = config(name, tmp_path / "killed")
@@ -90,17 +93,27 @@ def test_killed_at_any_moment_a_run_goes_on_exactly(name: str, tmp_path: Path) -
         has_rows(UPDATES // 2),  # in an update after a state
         writes_state,
     ]
-    kills = sum(kill_when(start(name, killed), moment) for moment in moments)
+
+    def ends_like_the_other() -> bool:
+        return rows(killed.run_dir) == rows(alone.run_dir) and weights(killed.run_dir) == weights(alone.run_dir)
+
     rng = np.random.default_rng(0)
-    for _ in range(3):
-        deadline = time.monotonic() + rng.uniform(0.2, 2.0)
-        kills += kill_when(start(name, killed), lambda deadline=deadline: time.monotonic() > deadline)
-    assert kills >= 3
+    kills = 0
+    while kills < 5:
+        if moments:
+            moment = moments.pop(0)
+        else:
+            deadline = time.monotonic() + rng.uniform(0.3, 0.9) * duration
+            moment = lambda deadline=deadline: time.monotonic() > deadline  # noqa: E731
+        if kill_when(start(name, killed), moment):
+            kills += 1
+        else:  # it reached its end first, and begins anew
+            assert ends_like_the_other()
+            shutil.rmtree(killed.run_dir)
     process = start(name, killed)
     process.join()
     assert process.exitcode == 0
-    assert rows(killed.run_dir) == rows(alone.run_dir)
-    assert weights(killed.run_dir) == weights(alone.run_dir)
+    assert ends_like_the_other()
 
 
 @pytest.fixture
