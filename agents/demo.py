@@ -30,9 +30,9 @@ from transformers.utils.logging import disable_progress_bar
 from agents.baselines.no_search import no_search_envs
 from agents.baselines.static_rag import static_rag_envs, static_rag_max_envs
 from agents.checkpoint import load_policy
-from agents.config import TrainConfig
+from agents.config import TrainConfig, named_preset
 from agents.evaluate import Estimate, Evaluation, estimate, evaluate, question_progress, to_plain
-from agents.ppo import PPOConfig, chosen_preset, train
+from agents.ppo import PRESETS, PPOConfig, train
 from agents.report import LABELS, write_report
 from agents.rollout import Rollout
 from agents.runlog import command_line, write_config, write_json, write_text
@@ -244,7 +244,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     disable_progress_bar()
-    default = replace(chosen_preset(), run_dir=Path("runs/demo"))
+    default = replace(named_preset(PRESETS), run_dir=Path("runs/demo"))
     options = tyro.cli(PPOConfig, default=default, prog="python -m agents.demo", description=__doc__)
     try:
         main(options)

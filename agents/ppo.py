@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents import losses
-from agents.config import TrainConfig, named_preset, run_command
+from agents.config import TrainConfig, run_command
 from agents.policy import CausalLMWithValueHead
 from agents.presets import LONG, MATCHED, search_r1
 from agents.runlog import RunLog
@@ -143,11 +143,6 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
             run.record(rollouts, batch, old, {"loss/explained_variance": float(explained_variance)})
     assert isinstance(run.policy, CausalLMWithValueHead)
     return run.policy
-
-
-def chosen_preset(args: Sequence[str] | None = None) -> PPOConfig:
-    """The preset that a command line names."""
-    return named_preset(PRESETS, args)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -12,7 +12,8 @@ from probes import PROBES, make_base, probe_config
 
 from agents import ppo
 from agents.checkpoint import load_policy
-from agents.ppo import PRESETS, ValueConfig, chosen_preset
+from agents.config import named_preset
+from agents.ppo import PRESETS, ValueConfig
 
 CONSTANT, IN_PROMPT, ONE_SEARCH, _ = PROBES
 
@@ -74,5 +75,5 @@ def test_a_separate_critic_is_saved_and_resumed_from(base: Path, tmp_path: Path)
 
 
 def test_the_preset_that_a_command_line_names() -> None:
-    assert chosen_preset(["--seed", "3", "--preset", "matched"]) is PRESETS["matched"]
-    assert chosen_preset([]) is PRESETS["default"]
+    assert named_preset(PRESETS, ["--seed", "3", "--preset", "matched"]) is PRESETS["matched"]
+    assert named_preset(PRESETS, []) is PRESETS["default"]

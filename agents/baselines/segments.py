@@ -5,7 +5,6 @@ See ``agents.baselines.reflection`` for what a segment looks like, and ``agents.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from agents.baselines import critique
 from agents.baselines.reflection import search
 from agents.generation import CachedGenerator, SampledTurn
 from agents.policy import forward_model, token_logprobs
@@ -59,9 +59,8 @@ def segment_score(mean_logprob: float, judgement: Judgement, weights: Weights) -
     p is the geometric mean of the tokens' probabilities, exp(``mean_logprob``), as in the authors' code, so that a
     long segment is as likely as a short one.
     """
-    return math.exp(mean_logprob) + sum(
-        weight * s for weight, s in zip((weights.relevant, weights.supported, weights.useful), judgement, strict=True)
-    )
+    paper = critique.Weights(weights.relevant, weights.supported, weights.useful)
+    return critique.segment_score(mean_logprob, *judgement, paper)
 
 
 class ReflectionReader:
