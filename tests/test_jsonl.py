@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_gym import questions
+from search_gym.corpus import load_corpus
 from search_gym.errors import CorpusError, OptionError, QuestionError, SearchGymError
 from search_gym.questions import Question
-from search_gym.questions.jsonl import read_corpus
 from search_gym.retrievers import Document
 
 ROW = {"id": "q1", "question": "Where?", "golden_answers": ["Kanor"], "metadata": {"split": "dev"}}
@@ -80,7 +80,7 @@ def test_metadata_may_be_absent(tmp_path: Path) -> None:
 )
 def test_contents_are_a_title_and_a_text(tmp_path: Path, contents: str, title: str, text: str) -> None:
     path = write(tmp_path / "c.jsonl", {"id": "d1", "contents": contents})
-    assert read_corpus(path) == [Document("d1", title, text)]
+    assert load_corpus(path) == [Document("d1", title, text)]
 
 
 def test_questions_bring_their_corpus(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ MALFORMED_LINES = [
     ({}, "'id'.*no such field"),
     ({"id": 7}, "'id'.*a string.*7"),
     ({"id": " "}, "'id'.*not blank"),
-    ({"id": "first"}, "'id'.*line 1 has this one"),
+    ({**ROW, **PASSAGE, "id": "first"}, "'id'.*line 1 has this one"),
 ]
 MALFORMED_ROWS = [
     ({"question": None}, "'question'.*a string.*None"),
@@ -123,7 +123,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, kind: str, line: Any, message
     good = {**(ROW if kind == "questions" else PASSAGE), "id": "first"}
     path = write(tmp_path / "file.jsonl", good, b"", line)
     with pytest.raises(QuestionError if kind == "questions" else CorpusError, match=message) as caught:
-        questions.load("jsonl", "dev", path=path) if kind == "questions" else read_corpus(path)
+        questions.load("jsonl", "dev", path=path) if kind == "questions" else load_corpus(path)
     assert f"{path}, line 3" in str(caught.value)
 
 
@@ -137,7 +137,7 @@ def test_a_malformed_question_is_named(tmp_path: Path, changes: dict[str, Any], 
 @pytest.mark.parametrize("contents", [None, 3, " "])
 def test_a_malformed_passage_is_named(tmp_path: Path, contents: Any) -> None:
     with pytest.raises(CorpusError, match="line 2, field 'contents'"):
-        read_corpus(write(tmp_path / "c.jsonl", PASSAGE, {"id": "d2", "contents": contents}))
+        load_corpus(write(tmp_path / "c.jsonl", PASSAGE, {"id": "d2", "contents": contents}))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n\t\n"])
@@ -147,7 +147,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(QuestionError, match="empty file"):
         questions.load("jsonl", "dev", path=path)
     with pytest.raises(CorpusError, match="empty file"):
-        read_corpus(path)
+        load_corpus(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

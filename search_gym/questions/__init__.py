@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 from search_gym import plugins
+from search_gym.corpus import Corpus
 from search_gym.retrievers import Document
 
 
@@ -34,7 +35,7 @@ class QuestionSet(Sequence[Question]):
 
     def __init__(self, questions: Sequence[Question], documents: Sequence[Document]) -> None:
         self._questions = tuple(questions)
-        self.documents = tuple(documents)
+        self.documents = documents if isinstance(documents, Corpus) else tuple(documents)
 
     @overload
     def __getitem__(self, index: int) -> Question: ...

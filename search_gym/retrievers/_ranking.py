@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from search_gym.corpus import Corpus
 from search_gym.errors import CorpusError, OptionError
 from search_gym.retrievers import Document
 
@@ -25,15 +26,26 @@ def check_k(k: int) -> None:
         raise OptionError(f"expected k >= 1, got {k}; do: ask for at least one document")
 
 
-def check_documents(documents: Sequence[Document]) -> tuple[Document, ...]:
-    """``documents`` as a tuple.
+def check_documents(documents: Sequence[Document]) -> Sequence[Document]:
+    """``documents`` as they are if they cannot change (a tuple, a memory-mapped corpus), else as a tuple.
 
     Raises:
         CorpusError: there are none.
     """
     if not len(documents):
-        raise CorpusError("expected at least one document, got none; do: pass a corpus to search in")
-    return tuple(documents)
+        raise CorpusError(
+            "expected documents to search in, got none; do: pass corpus=<path or documents>, a question set that "
+            "brings its documents, or a retriever that has its own, such as 'bm25(index=FOLDER)'"
+        )
+    return documents if isinstance(documents, (tuple, Corpus)) else tuple(documents)
+
+
+def pick(documents: Sequence[Document], indices: Sequence[int], scores: Sequence[float]) -> list[Document]:
+    """The documents at ``indices`` (n,) with ``scores`` (n,), read in one go where that is cheaper."""
+    if isinstance(documents, Corpus):
+        return documents.take(indices, scores)
+    found = (documents[i] for i in indices)
+    return [Document(d.doc_id, d.title, d.text, score) for d, score in zip(found, scores, strict=True)]
 
 
 def best(scores: npt.NDArray[np.floating], k: int) -> list[int]:

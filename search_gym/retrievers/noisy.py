@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from search_gym import retrievers
 from search_gym._seeding import check_seed, generator_for
 from search_gym.errors import OptionError
-from search_gym.retrievers import Document, Retriever
+from search_gym.retrievers import CorpusRetriever, Document, Retriever
 from search_gym.retrievers._ranking import check_documents
 
 
@@ -47,8 +48,14 @@ class NoisyRetriever:
 
 
 def make(
-    documents: Sequence[Document], *, retriever: str | Retriever = "bm25", probability: float = 0.3, seed: int = 0
+    documents: Sequence[Document],
+    *,
+    retriever: str | Mapping[str, Any] | Retriever = "bm25",
+    probability: float = 0.3,
+    seed: int = 0,
 ) -> NoisyRetriever:
-    """See ``NoisyRetriever``; a ``retriever`` given by name is built over the same ``documents``."""
-    inner = retrievers.load(retriever, documents) if isinstance(retriever, str) else retriever
+    """See ``NoisyRetriever``; without ``documents`` those of the ``retriever`` are used."""
+    inner = retrievers.load(retriever, documents)
+    if not documents and isinstance(inner, CorpusRetriever):
+        documents = inner.documents
     return NoisyRetriever(documents, inner, probability=probability, seed=seed)
