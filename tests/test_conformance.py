@@ -14,7 +14,7 @@ from tests import conformance
 
 @pytest.fixture
 def samples(tmp_path: Path) -> dict[str, Any]:
-    return dict(conformance.write_samples(tmp_path))
+    return {"retrievers": ["bm25", "random"], **conformance.write_samples(tmp_path)}
 
 
 @pytest.mark.parametrize("name", retrievers.available())

@@ -42,7 +42,7 @@ class Retriever(Protocol):
 
 @runtime_checkable
 class CorpusRetriever(Retriever, Protocol):
-    """A retriever that can show all the documents it searches in."""
+    """A retriever that can show all the documents it searches in; one built over others that cannot shows none."""
 
     @property
     def documents(self) -> Sequence[Document]: ...

@@ -8,9 +8,10 @@ from typing import Any
 
 from search_gym import retrievers
 from search_gym._seeding import check_seed, generator_for
-from search_gym.errors import OptionError
-from search_gym.retrievers import CorpusRetriever, Document, Retriever
+from search_gym.errors import OptionError, RetrievalError
+from search_gym.retrievers import Document, Retriever
 from search_gym.retrievers._ranking import check_documents
+from search_gym.retrievers._wrapping import attempt, complete, documents_of
 
 
 class NoisyRetriever:
@@ -33,8 +34,8 @@ class NoisyRetriever:
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Raises what the wrapped retriever raises."""
-        results = self.retriever.search(queries, k)
-        return [self._disturb(query, found) for query, found in zip(queries, results, strict=True)]
+        results = zip(queries, attempt(self.retriever, queries, k), strict=True)
+        return complete([r if isinstance(r, RetrievalError) else self._disturb(query, r) for query, r in results])
 
     def _disturb(self, query: str, found: list[Document]) -> list[Document]:
         # One row per rank, so that a larger k adds rows and leaves the first ones as they are.
@@ -56,6 +57,4 @@ def make(
 ) -> NoisyRetriever:
     """See ``NoisyRetriever``; without ``documents`` those of the ``retriever`` are used."""
     inner = retrievers.load(retriever, documents)
-    if not documents and isinstance(inner, CorpusRetriever):
-        documents = inner.documents
-    return NoisyRetriever(documents, inner, probability=probability, seed=seed)
+    return NoisyRetriever(documents or documents_of(inner), inner, probability=probability, seed=seed)
