@@ -1,9 +1,9 @@
 """What every retriever and every question set must do, as checks that a new plug-in inherits by being there.
 
 Convention: ``make(documents)`` and ``load(split)`` work with their defaults, except that a parameter named in
-``samples`` is filled from there, and one without a default has to be: for question sets, ``path`` is a question file and
-``corpus`` a passage file in the layout of ``jsonl``. A retriever whose module says ``SCORE_TOLERANCE = x`` may have scores that differ by as much from
-batch to batch, and documents in another order where they are as near as that.
+``samples`` is filled from there, and one without a default has to be: for question sets, ``path`` is a question file
+and ``corpus`` a passage file in the layout of ``jsonl``. A retriever whose module says ``SCORE_TOLERANCE = x`` may have
+scores that differ by as much from batch to batch, and documents in another order where they are as near as that.
 """
 
 from __future__ import annotations
