@@ -17,17 +17,20 @@ FileError = type[QuestionError] | type[CorpusError]
 
 
 class Row:
-    """One JSON object and where it stands, so that an error can say so."""
+    """One JSON object and where it stands, so that an error can say so. ``unit`` is "row" in files without lines."""
 
-    def __init__(self, path: Path, line: int, values: dict[str, Any], error_class: FileError) -> None:
+    def __init__(
+        self, path: Path | str, line: int, values: dict[str, Any], error_class: FileError, *, unit: str = "line"
+    ) -> None:
         self.path = path
         self.line = line
+        self.unit = unit
         self._values = values
         self._error_class = error_class
 
     def error(self, field: str, expected: str, got: object) -> QuestionError | CorpusError:
-        where = f"{self.path}, line {self.line}, field {field!r}"
-        return self._error_class(f"{where}: expected {expected}, got {short(got)}; do: correct the line")
+        where = f"{self.path}, {self.unit} {self.line}, field {field!r}"
+        return self._error_class(f"{where}: expected {expected}, got {short(got)}; do: correct the {self.unit}")
 
     def value(self, field: str, kind: type, default: Any = None) -> Any:
         value = self._values.get(field, default)
@@ -52,7 +55,7 @@ def rows(path: Path, error_class: FileError) -> Iterator[Row]:
     # A set of 21 million ids would take gigabytes; their hashes take eight bytes each.
     hashes = array("q")
     for number, line in _lines(path, error_class):
-        row = _row(path, number, line, error_class)
+        row = parse_row(path, number, line, error_class)
         hashes.append(hash(row.string("id")))
         yield row
     if not hashes:
@@ -62,7 +65,7 @@ def rows(path: Path, error_class: FileError) -> Iterator[Row]:
     if repeated:
         first_line: dict[str, int] = {}
         for number, line in _lines(path, error_class):
-            row = _row(path, number, line, error_class)
+            row = parse_row(path, number, line, error_class)
             row_id = row.string("id")
             if hash(row_id) in repeated and first_line.setdefault(row_id, number) != number:
                 raise row.error("id", f"a new id (line {first_line[row_id]} has this one)", row_id)
@@ -83,7 +86,12 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
-def _row(path: Path, number: int, line: bytes, error_class: FileError) -> Row:
+def parse_row(path: Path | str, number: int, line: bytes, error_class: FileError) -> Row:
+    """The object in a line of a file.
+
+    Raises:
+        QuestionError | CorpusError: not UTF-8, or not a JSON object.
+    """
     where = f"{path}, line {number}"
     try:
         values = json.loads(line.decode("utf-8"))

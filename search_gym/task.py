@@ -159,14 +159,9 @@ def make_task(
     """Resolve every part that is given by name; ``parts`` are the remaining fields of `Task`."""
     options = dict(question_options or {})
     if isinstance(questions, str):
-        name, _, path = questions.partition(":")
-        if name == "jsonl" and path:
-            name, options = "jsonl", {"path": path, **options}
-            if isinstance(corpus, (str, Path)):
-                options, corpus = {"corpus": corpus, **options}, None
-        else:
-            name = questions
-        questions = question_sets.load(name, split, **options)
+        if questions.startswith("jsonl:") and isinstance(corpus, (str, Path)):
+            options, corpus = {"corpus": corpus, **options}, None
+        questions = question_sets.load(questions, split, **options)
     elif options:
         raise OptionError(
             "expected question_options only for questions named by a string, got both objects and options"

@@ -97,7 +97,7 @@ TABLE: list[tuple[str, Callable[[], Any], type[SearchGymError], type[Exception],
         lambda: make(questions="xyzzy"),
         UnknownNameError,
         LookupError,
-        "known names: .*jsonl, tinywiki",
+        "known names: .*jsonl, .*tinywiki",
     ),
     (
         "an unknown module",

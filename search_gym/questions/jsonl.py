@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from search_gym._jsonl import Row, rows
+from search_gym._jsonl import rows
 from search_gym.corpus import load_corpus
 from search_gym.errors import OptionError, QuestionError
-from search_gym.questions import Question, QuestionSet
+from search_gym.questions import QuestionSet
+from search_gym.questions._reading import read_question
+
+COLON_OPTION = "path"
 
 
 def load(split: str, *, path: str | Path, corpus: str | Path | None = None, limit: int | None = None) -> QuestionSet:
@@ -27,7 +30,7 @@ def load(split: str, *, path: str | Path, corpus: str | Path | None = None, limi
     """
     if limit is not None and limit < 1:
         raise OptionError(f"expected a limit of at least 1, got {limit}; do: leave it out to take all questions")
-    questions = [_read_question(row) for row in rows(Path(path), QuestionError)]
+    questions = [read_question(row) for row in rows(Path(path), QuestionError)]
     chosen = [q for q in questions if split in ("all", q.metadata.get("split", split))]
     if not chosen:
         splits = sorted({q.metadata["split"] for q in questions})
@@ -35,18 +38,3 @@ def load(split: str, *, path: str | Path, corpus: str | Path | None = None, limi
             f"{path}: expected questions of the split {split!r}, got only {splits}; do: pick one of them"
         )
     return QuestionSet(chosen[:limit], load_corpus(corpus) if corpus is not None else ())
-
-
-def _read_question(row: Row) -> Question:
-    answers = row.value("golden_answers", list)
-    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise row.error("golden_answers", "one or more strings that are not blank", answers)
-    metadata = dict(row.value("metadata", dict, default={}))
-    if not isinstance(metadata.get("split", ""), str):
-        raise row.error("metadata.split", "a string", metadata["split"])
-    supporting = metadata.get("supporting_ids", [])
-    if not isinstance(supporting, list) or not all(isinstance(doc_id, str) for doc_id in supporting):
-        raise row.error("metadata.supporting_ids", "a list of strings", supporting)
-    if "type" in metadata:
-        metadata.setdefault("kind", metadata["type"])
-    return Question(row.string("id"), row.string("question"), tuple(answers), metadata)
