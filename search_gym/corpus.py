@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,6 +24,7 @@ from search_gym.retrievers import Document
 
 _VERSION = 1
 _ROWS_A_BATCH = 1000
+_COLUMNS = ["id", "title", "text"]
 
 
 def load_corpus(path: str | Path) -> Sequence[Document]:
@@ -77,13 +78,24 @@ class Corpus(Sequence[Document]):
             ) from error
         if version != _VERSION:
             raise CorpusError(f"{self.path}: expected a corpus of version {_VERSION}, got {version}; do: make it anew")
-        table = require("datasets", extra="bm25").Dataset.from_file(str(self.path / "corpus.arrow"))
-        if len(table) != size:
-            raise CorpusError(f"{self.path}: expected {size} documents, got {len(table)}; do: make the corpus anew")
-        self._table = table.with_format("arrow")
+        arrow = require("pyarrow", extra="bm25")
+        try:
+            with arrow.memory_map(str(self.path / "corpus.arrow")) as file:
+                table = arrow.ipc.open_stream(file).read_all()
+        except (OSError, arrow.ArrowInvalid) as error:
+            raise CorpusError(
+                f"{self.path}: expected a readable corpus.arrow, got {error}; do: make the corpus anew"
+            ) from error
+        if table.column_names != _COLUMNS or len(table) != size:
+            raise CorpusError(
+                f"{self.path}: expected {size} documents with {_COLUMNS}, got {len(table)} with {table.column_names}; "
+                "do: make the corpus anew"
+            )
+        self._size = size
+        self._batches = [batch.columns for batch in table.to_batches()]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._size
 
     @overload
     def __getitem__(self, index: int) -> Document: ...
@@ -97,19 +109,25 @@ class Corpus(Sequence[Document]):
         return self.take([index % len(self)])[0]
 
     def __iter__(self) -> Iterator[Document]:
-        for start in range(0, len(self), _ROWS_A_BATCH):
-            yield from self.take(range(start, min(start + _ROWS_A_BATCH, len(self))))
+        return self.iterate()
+
+    def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        """The documents from ``start`` to before ``stop``, a thousand at a time in memory."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        for first in range(start, stop, _ROWS_A_BATCH):
+            yield from self.take(range(first, min(first + _ROWS_A_BATCH, stop)))
 
     def take(
         self, indices: Sequence[int] | npt.NDArray[np.integer], scores: Iterable[float] | None = None
     ) -> list[Document]:
-        """The documents at ``indices`` (n,), with ``scores`` (n,) if given, read in one go."""
-        if not len(indices):
-            return []
-        columns = [column.to_pylist() for column in self._table[indices].columns]
-        if scores is None:
-            return [Document(*values) for values in zip(*columns, strict=True)]
-        return [Document(*values) for values in zip(*columns, scores, strict=True)]
+        """The documents at ``indices`` (n,), from 0 on, with ``scores`` (n,) if given."""
+        batches = self._batches
+        found: list[Document] = []
+        for index, score in zip(indices, repeat(0.0) if scores is None else scores, strict=scores is not None):
+            batch, row = divmod(int(index), _ROWS_A_BATCH)
+            ids, titles, texts = batches[batch]
+            found.append(Document(ids[row].as_py(), titles[row].as_py(), texts[row].as_py(), score))
+        return found
 
 
 def write_corpus(documents: Iterable[Document], path: str | Path) -> Corpus:
@@ -125,7 +143,7 @@ def write_corpus(documents: Iterable[Document], path: str | Path) -> Corpus:
     arrow = require("pyarrow", extra="bm25")
     path.mkdir(parents=True, exist_ok=True)
     (path / "corpus.json").unlink(missing_ok=True)
-    schema = arrow.schema([(name, arrow.string()) for name in ("id", "title", "text")])
+    schema = arrow.schema([(name, arrow.string()) for name in _COLUMNS])
     digest = hashlib.blake2b(digest_size=16)
     size, waiting = 0, iter(documents)
     with arrow.OSFile(str(path / "corpus.arrow"), "wb") as file, arrow.ipc.new_stream(file, schema) as writer:

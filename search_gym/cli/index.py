@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--corpus",
         type=Path,
         required=True,
-        help='passages: JSON lines {"id", "contents": "\\"Title\\"\\ntext"}, .gz too, or the corpus folder of an index, '
-        "which is then shared and not copied",
+        help='passages: JSON lines {"id", "contents": "\\"Title\\"\\ntext"}, .gz too, or the corpus folder of another '
+        "index, which is then shared and not copied",
     )
     build.add_argument("--output", type=Path, required=True, help="folder to write the index into")
     build.add_argument(

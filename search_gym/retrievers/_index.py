@@ -31,6 +31,12 @@ def is_complete(path: Path) -> bool:
     return (path / _FILE).is_file()
 
 
+def begin(path: Path) -> None:
+    """Make the folder ``path``; an index in it is complete no more until `finish` says so."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / _FILE).unlink(missing_ok=True)
+
+
 def finish(path: Path, kind: str, corpus: Corpus, options: dict[str, Any]) -> None:
     """Declare the index in the folder ``path`` complete; it names the corpus relative to itself."""
     about = {

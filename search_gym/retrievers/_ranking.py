@@ -41,7 +41,7 @@ def check_documents(documents: Sequence[Document]) -> Sequence[Document]:
 
 
 def pick(documents: Sequence[Document], indices: Sequence[int], scores: Sequence[float]) -> list[Document]:
-    """The documents at ``indices`` (n,) with ``scores`` (n,), read in one go where that is cheaper."""
+    """The documents at ``indices`` (n,) with ``scores`` (n,)."""
     if isinstance(documents, Corpus):
         return documents.take(indices, scores)
     found = (documents[i] for i in indices)

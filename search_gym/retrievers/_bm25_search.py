@@ -1,0 +1,163 @@
+"""Exact search in BM25 scores that are kept by word: one obvious way in numpy, one fast way through numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_gym.plugins import require
+from search_gym.retrievers._ranking import best
+
+_DOCUMENTS_A_BLOCK = 16_384  # their scores, 64 KB, stay in the cache of one core
+Terms = Sequence[tuple[int, int]]
+"""The words of a query: term and how often it occurs."""
+Ranking = tuple[list[int], list[float]]
+"""Indices and scores of a query's documents, best first."""
+
+
+@dataclass(frozen=True)
+class Postings:
+    """What each word adds to the score of each document that holds it, in the layout of bm25s (sparse columns).
+
+    Word ``t`` adds ``data[i]`` to document ``indices[i]`` for ``indptr[t] <= i < indptr[t + 1]``; ``indices`` rise
+    within a word. Float32 (n,), int32 (n,) and int64 (words + 1,); they may be memory-mapped.
+    """
+
+    data: npt.NDArray[np.float32]
+    indices: npt.NDArray[np.int32]
+    indptr: npt.NDArray[np.int64]
+    num_documents: int
+
+
+def search_numpy(postings: Postings, queries: Sequence[Terms], k: int) -> list[Ranking]:
+    """The at most ``k`` best documents above 0 for each query, ties by index: the reference of `search_numba`."""
+    return [_search_one(postings, terms, k) for terms in queries]
+
+
+def _search_one(postings: Postings, terms: Terms, k: int) -> Ranking:
+    scores = np.zeros(postings.num_documents, dtype=np.float32)
+    for term, count in terms:
+        column = slice(postings.indptr[term], postings.indptr[term + 1])
+        scores[postings.indices[column]] += np.float32(count) * postings.data[column]
+    found = best(scores, k)
+    return found, scores[found].tolist()
+
+
+def search_numba(postings: Postings, queries: Sequence[Terms], k: int, *, threads: int = 1) -> list[Ranking]:
+    """What `search_numpy` finds, bit by bit, with the queries shared among ``threads``."""
+    kernel = _compiled()
+    k = min(k, postings.num_documents)
+    if threads == 1 or len(queries) < 2:
+        return _run(kernel, postings, queries, k)
+    # Threads of Python's own, each in code that holds no lock: numba's are not safe when a server calls from several.
+    parts = [queries[i * len(queries) // threads : (i + 1) * len(queries) // threads] for i in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda part: _run(kernel, postings, part, k), parts)
+        return [ranking for part in found for ranking in part]
+
+
+def _run(kernel: Callable[..., None], postings: Postings, queries: Sequence[Terms], k: int) -> list[Ranking]:
+    terms = np.array([term for query in queries for term, _ in query], dtype=np.int64)
+    counts = np.array([count for query in queries for _, count in query], dtype=np.float32)
+    bounds = np.cumsum([0, *map(len, queries)], dtype=np.int64)
+    documents = np.empty((len(queries), k), dtype=np.int64)
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    sizes = np.empty(len(queries), dtype=np.int64)
+    kernel(postings.data, postings.indices, postings.indptr, terms, counts, bounds, k, documents, scores, sizes)
+    rows = zip(documents.tolist(), scores.tolist(), sizes.tolist(), strict=True)
+    return [(found[:size], values[:size]) for found, values, size in rows]
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    """`_search_blocks` as machine code, kept on disk from the first time on.
+
+    Raises:
+        MissingDependencyError: no numba.
+    """
+    numba = require("numba", extra="bm25")
+    try:
+        return numba.njit(nogil=True, cache=True)(_search_blocks)
+    except RuntimeError:  # nowhere to write
+        return numba.njit(nogil=True)(_search_blocks)
+
+
+def _search_blocks(
+    data: Any,
+    indices: Any,
+    indptr: Any,
+    terms: Any,
+    counts: Any,
+    bounds: Any,
+    k: Any,
+    documents: Any,
+    scores: Any,
+    sizes: Any,
+) -> None:
+    """Fill ``documents`` and ``scores`` (queries, k) up to ``sizes`` (queries,), block of documents by block.
+
+    A block begins at the next document with any of the words, and its scores are summed in the order of the query.
+    Candidates are those above the k-th best so far; they wait, by rising index, until it is worth sorting them.
+    """
+    block = np.zeros(_DOCUMENTS_A_BLOCK, dtype=np.float32)
+    room = 2 * k + 16
+    waiting_scores = np.empty(room, dtype=np.float32)
+    waiting = np.empty(room, dtype=np.int64)
+    for query in range(len(sizes)):
+        first, last = bounds[query], bounds[query + 1]
+        heads, tails = indptr[terms[first:last]], indptr[terms[first:last] + 1]
+        size = 0
+        threshold = np.float32(0)
+        while True:
+            start = np.int64(-1)
+            for t in range(last - first):
+                if heads[t] < tails[t] and (start < 0 or indices[heads[t]] < start):
+                    start = np.int64(indices[heads[t]])
+            if start < 0:
+                break
+            stop = start + _DOCUMENTS_A_BLOCK
+            for t in range(last - first):
+                head, tail = heads[t], tails[t]
+                if head < tail and indices[tail - 1] >= stop:
+                    # The end of the block: double the step until it is passed, then halve the interval.
+                    step, low = 64, head
+                    while low + step < tail and indices[low + step] < stop:
+                        low, step = low + step, 2 * step
+                    tail = min(low + step, tail)
+                    while low < tail:
+                        middle = (low + tail) // 2
+                        if indices[middle] < stop:
+                            low = middle + 1
+                        else:
+                            tail = middle
+                count = counts[first + t]
+                for i in range(head, tail):
+                    # Unsigned, because for a signed index the compiler also has to ask whether it is negative.
+                    block[np.uint32(indices[i] - start)] += count * data[i]
+                heads[t] = tail
+            for begin in range(0, _DOCUMENTS_A_BLOCK, 64):
+                above = 0
+                for i in range(begin, begin + 64):
+                    above += block[i] > threshold
+                if above == 0:
+                    continue
+                for i in range(begin, begin + 64):
+                    if block[i] > threshold:
+                        if size == room:
+                            order = np.argsort(-waiting_scores, kind="mergesort")[:k]
+                            waiting_scores[:k], waiting[:k] = waiting_scores[order], waiting[order]
+                            size, threshold = k, waiting_scores[k - 1]
+                            if block[i] <= threshold:
+                                continue
+                        waiting_scores[size], waiting[size] = block[i], start + i
+                        size += 1
+            block[:] = 0
+        order = np.argsort(-waiting_scores[:size], kind="mergesort")[:k]
+        sizes[query] = len(order)
+        documents[query, : len(order)], scores[query, : len(order)] = waiting[order], waiting_scores[order]
