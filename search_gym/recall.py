@@ -75,9 +75,7 @@ def answer_recall(
         RetrievalError: the retriever failed. OptionError: no ``ks``, or one below 1, or ``batch_size`` below 1.
     """
     if not ks or min(ks) < 1 or batch_size < 1:
-        raise OptionError(
-            f"expected ks and batch_size of at least 1, got {list(ks)} and {batch_size}; do: correct them"
-        )
+        raise OptionError(f"expected ks and batch_size >= 1, got {list(ks)} and {batch_size}; do: correct them")
     first_ranks: list[float] = []
     gold_ranks: list[list[float]] = []
     num_questions = 0

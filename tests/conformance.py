@@ -2,8 +2,10 @@
 
 Convention: ``make(documents)`` and ``load(split)`` work with their defaults, except that a parameter named in
 ``samples`` is filled from there, and one without a default has to be: for question sets, ``path`` is a question file
-and ``corpus`` a passage file in the layout of ``jsonl``. A retriever whose module says ``SCORE_TOLERANCE = x`` may have
-scores that differ by as much from batch to batch, and documents in another order where they are as near as that.
+and ``corpus`` a passage file in the layout of ``jsonl``, and ``data_dir`` a folder with such a question file for each
+set. A question set whose module says ``SPLITS = (...)`` has these splits, any other train and test. A retriever whose
+module says ``SCORE_TOLERANCE = x`` may have scores that differ by as much from batch to batch, and documents in another
+order where they are as near as that.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from search_gym import questions as question_sets
 from search_gym.errors import CorpusError, MissingDependencyError, OptionError, QuestionError
 from search_gym.questions import Question, QuestionSet
 from search_gym.retrievers import Document, Retriever
@@ -70,6 +74,7 @@ def check_retriever(make: Callable[..., Retriever], samples: Mapping[str, Any]) 
     except MissingDependencyError as error:
         pytest.skip(str(error))
     assert isinstance(retriever, Retriever)
+    tolerance = vars(inspect.getmodule(make)).get("SCORE_TOLERANCE", 0.0)
     known = {(d.doc_id, d.title, d.text) for d in DOCUMENTS}
     for k in (1, 3, len(DOCUMENTS), 100):
         results = retriever.search(QUERIES, k)
@@ -82,16 +87,31 @@ def check_retriever(make: Callable[..., Retriever], samples: Mapping[str, Any]) 
             scores = [d.score for d in documents]
             assert scores == sorted(scores, reverse=True), "best first"
         # A pure function of query and k: neither earlier calls, nor the batch, nor its order, nor the instance matter.
-        assert retriever.search(QUERIES[::-1], k)[::-1] == results
-        assert [retriever.search([query], k)[0] for query in QUERIES] == results
-        assert retriever.search([QUERIES[0]] * 2, k) == [results[0]] * 2
-        assert make(list(DOCUMENTS), **options).search(QUERIES, k) == results
+        check_alike(retriever.search(QUERIES[::-1], k)[::-1], results, tolerance)
+        check_alike([retriever.search([query], k)[0] for query in QUERIES], results, tolerance)
+        check_alike(retriever.search([QUERIES[0]] * 2, k), [results[0]] * 2, tolerance)
+        check_alike(make(list(DOCUMENTS), **options).search(QUERIES, k), results, tolerance)
     assert retriever.search([], 3) == []
     for k in (0, -1):
         with pytest.raises(OptionError, match="expected k >= 1"):
             retriever.search(["Kanor"], k)
     with pytest.raises(CorpusError):
         make((), **options)
+
+
+def check_alike(results: list[list[Document]], expected: list[list[Document]], tolerance: float) -> None:
+    """Equal, or with scores at most ``tolerance`` apart, in which case documents as near as that may change places."""
+    if not tolerance:
+        assert results == expected
+        return
+    for found, wanted in zip(results, expected, strict=True):
+        assert [d.score for d in found] == pytest.approx([d.score for d in wanted], rel=0, abs=tolerance)
+        scores, others = ({replace(d, score=0.0): d.score for d in documents} for documents in (found, wanted))
+        assert len(scores) == len(others) == len(found), "no document twice"
+        for document in scores.keys() | others.keys():
+            # One that fell out of a list was as near to its end.
+            score, other = scores.get(document, found[-1].score), others.get(document, wanted[-1].score)
+            assert score == pytest.approx(other, rel=0, abs=2 * tolerance), document
 
 
 def check_questions(load: Callable[..., Sequence[Question]], split: str, samples: Mapping[str, Any]) -> None:
@@ -125,7 +145,7 @@ def check_questions(load: Callable[..., Sequence[Question]], split: str, samples
 
 
 def write_samples(folder: Path) -> dict[str, Path]:
-    """A question file with the splits train and test, and a passage file, by the parameters they are for."""
+    """Question files with the splits train, dev and test, and a passage file, by the parameters they are for."""
     passages = [{"id": d.doc_id, "contents": f'"{d.title}"\n{d.text}'} for d in DOCUMENTS]
     rows = [
         {
@@ -134,9 +154,11 @@ def write_samples(folder: Path) -> dict[str, Path]:
             "golden_answers": ["Kanor", "Town of Kanor"],
             "metadata": {"split": split, "type": "bridge", "supporting_ids": ["d2"]},
         }
-        for i, split in enumerate(("train", "test") * 3)
+        for i, split in enumerate(("train", "dev", "test") * 3)
     ]
-    samples = {"path": folder / "questions.jsonl", "corpus": folder / "corpus.jsonl"}
-    for name, lines in (("path", rows), ("corpus", passages)):
-        samples[name].write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    samples = {"path": folder / "questions.jsonl", "corpus": folder / "corpus.jsonl", "data_dir": folder / "sets"}
+    samples["data_dir"].mkdir()
+    files = [samples["path"], *(samples["data_dir"] / f"{name}.jsonl" for name in question_sets.available())]
+    for path, lines in [*((file, rows) for file in files), (samples["corpus"], passages)]:
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return samples

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,24 @@ import pytest
 
 from search_gym import plugins, questions, retrievers
 from search_gym.errors import OptionError, UnknownNameError
+from search_gym.retrievers import Document
 from tests import conformance
+from tests.encoder_models import write_cross_encoder, write_encoder
+
+
+@pytest.fixture(scope="module")
+def retriever_samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "retrievers": ["bm25", "random"],
+        "encoder": str(write_encoder(folder / "encoder")),
+        "cross_encoder": str(write_cross_encoder(folder / "cross_encoder")),
+    }
 
 
 @pytest.fixture
-def retriever_samples() -> dict[str, Any]:
-    return {"retrievers": ["bm25", "random"]}
-
-
-@pytest.fixture
-def samples(tmp_path: Path) -> dict[str, Any]:
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     return dict(conformance.write_samples(tmp_path))
 
 
@@ -27,8 +37,13 @@ def test_retriever(name: str, retriever_samples: dict[str, Any]) -> None:
     conformance.check_retriever(plugins.find(retrievers, name, "make"), retriever_samples)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", questions.available())
+SPLITS = {
+    name: vars(importlib.import_module(f"search_gym.questions.{name}")).get("SPLITS", ("train", "test"))
+    for name in questions.available()
+}
+
+
+@pytest.mark.parametrize(("name", "split"), [(name, split) for name, splits in SPLITS.items() for split in splits])
 def test_questions(name: str, split: str, samples: dict[str, Any]) -> None:
     conformance.check_questions(plugins.find(questions, name, "load"), split, samples)
 
@@ -48,9 +63,21 @@ def test_a_misspelt_question_option_is_named(name: str, samples: dict[str, Any])
 
 def test_expected_plugins_are_found() -> None:
     assert {"bm25", "noisy", "oracle", "random"} <= set(retrievers.available())
-    assert {"jsonl", "tinywiki"} <= set(questions.available())
+    benchmarks = {"nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle", "nq_hotpotqa"}
+    assert {"jsonl", "tinywiki"} | benchmarks <= set(questions.available())
     with pytest.raises(UnknownNameError, match="bm25"):
         retrievers.load("bm52", conformance.DOCUMENTS)
+
+
+def test_the_tolerance_is_for_rounding_alone() -> None:
+    a, b, c = (Document(name, "", "", score) for name, score in (("a", 0.9), ("b", 0.5), ("c", 0.5 - 1e-7)))
+    swapped = [a, replace(c, score=0.5), replace(b, score=0.5 - 1e-7)]
+    conformance.check_alike([swapped, swapped[:2]], [[a, b, c], [a, b]], 1e-6)
+    for wrong in ([a], [b, a], [a, a], [a, replace(b, score=0.4)], [replace(b, score=0.9), a]):
+        with pytest.raises(AssertionError):
+            conformance.check_alike([wrong], [[a, c]], 1e-6)
+    with pytest.raises(AssertionError):
+        conformance.check_alike([swapped], [[a, b, c]], 0.0)
 
 
 class _Faulty:

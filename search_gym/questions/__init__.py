@@ -83,6 +83,8 @@ def load(name_or_spec: str, split: str = "test", **options: Any) -> Sequence[Que
     name, _, value = name_or_spec.partition(":")
     if value and (option := colon_option(name)):
         name_or_spec, options = name, {option: value, **options}
+    elif value and not value.isidentifier():
+        plugins.find(sys.modules[__name__], name, "load")  # no attribute, so this names what was misspelt
     loader = plugins.find(sys.modules[__name__], name_or_spec, "load")
     return plugins.call(loader, name_or_spec, split, **options)
 
