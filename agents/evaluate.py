@@ -142,7 +142,7 @@ class EvaluateConfig:
     model: str = "tiny"
     """Policy: "tiny", a checkpoint of agents.ppo, a Hugging Face directory or hub name, or a GGUF file."""
     questions: str = "tinywiki"
-    """Question set: "tinywiki", "jsonl:PATH", or "package.module:attribute"."""
+    """Question set: "tinywiki", "hotpotqa:FOLDER" (see docs/data.md), "jsonl:PATH", or "package.module:attribute"."""
     corpus: Path | None = None
     """JSON-lines file of passages, for question sets that bring none."""
     split: str = "test"

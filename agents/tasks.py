@@ -21,7 +21,7 @@ class EnvConfig:
     """Which questions are asked, over which documents, and within which limits."""
 
     questions: str = "tinywiki"
-    """Question set: "tinywiki", "jsonl:PATH", or "package.module:attribute"."""
+    """Question set: "tinywiki", "hotpotqa:FOLDER" (see docs/data.md), "jsonl:PATH", or "package.module:attribute"."""
     corpus: Path | None = None
     """JSON-lines file of passages, for question sets that bring none."""
     split: str = "train"

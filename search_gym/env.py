@@ -61,8 +61,8 @@ class SearchEnv(gym.Env[TokenIds, TokenIds]):
     ``end_reason`` ("" while running, else "answered", "out_of_turns" or "out_of_context").
 
     ## Arguments
-    * ``questions``: a sequence of `Question`, or a name such as ``"tinywiki"`` or ``"jsonl:path"``, loaded with
-      ``split`` and ``question_options``.
+    * ``questions``: a sequence of `Question`, or a name such as ``"tinywiki"``, ``"hotpotqa"`` or ``"jsonl:path"`` (see
+      `search_gym.questions.load`), loaded with ``split`` and ``question_options``.
     * ``retriever``: a `Retriever`, or a name or description such as ``"bm25"`` or ``"hybrid(bm25, dense)"`` (see
       `search_gym.retrievers.load`), built over ``corpus`` (documents, a JSON-lines file or a corpus folder; by default
       those that the question set brings) with ``retriever_options``.

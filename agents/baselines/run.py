@@ -57,7 +57,7 @@ class PromptingConfig:
     temperature: float = 0.0
     """Temperature of sampling; 0 is greedy."""
     questions: str = "tinywiki"
-    """Question set: "tinywiki", "jsonl:PATH", or "package.module:attribute"."""
+    """Question set: "tinywiki", "hotpotqa:FOLDER" (see docs/data.md), "jsonl:PATH", or "package.module:attribute"."""
     corpus: Path | None = None
     """JSON-lines file of passages, for question sets that bring none."""
     split: str = "test"

@@ -63,7 +63,10 @@ def _url_rows(url: str) -> Iterator[Row]:
                 if line.strip():
                     yield parse_row(url, number, line, QuestionError)
     except (OSError, http.client.HTTPException) as error:
-        raise QuestionError(f"{url}: expected the file from its server, got {error}; do: try again") from error
+        raise QuestionError(
+            f"{url}: expected the file from its server, got {error}; "
+            "do: try again, or download it where that works and pass its folder as data_dir"
+        ) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
