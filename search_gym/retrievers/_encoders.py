@@ -223,34 +223,30 @@ def encode(encoder: Encoder, what: str, texts: Sequence[str]) -> Floats:
 
 
 def record(name: str, encoder: Encoder, precision: str) -> dict[str, Any]:
-    """What an index keeps of its encoder: where it is, what decides its vectors, and some of those of two texts."""
-    where = {"custom": name} if _is_custom(name) else {}
-    return {
-        **where,
-        **encoder.description,
-        "precision": precision,
-        "dimension": encoder.dimension,
-        "probe": [round(number, 6) for number in _probe(encoder)],
-    }
+    """What an index keeps of its encoder: where it is, what decides its vectors, and some numbers of two vectors."""
+    what = {"custom": name, "description": dict(encoder.description)} if _is_custom(name) else encoder.description
+    probe = [round(number, 6) for number in _probe(encoder)]
+    return {**json.loads(json.dumps(what)), "precision": precision, "dimension": encoder.dimension, "probe": probe}
 
 
 def reopen(saved: Mapping[str, Any], name: str | None, compute: Compute) -> Encoder:
-    """The encoder of a `record`; ``name`` says where its model is now, if it has moved.
+    """The encoder of a `record`; ``name`` says where it is now, if it has moved.
 
     Raises:
-        IndexFileError: it makes other vectors than those of the record.
+        IndexFileError: it makes other vectors than those of the record. OptionError: it cannot be loaded.
     """
+    needed = {"custom", "description"} if "custom" in saved else set(Recipe.__dataclass_fields__)
+    missing = sorted((needed | {"precision", "dimension", "probe"}) - saved.keys())
+    if missing:
+        raise IndexFileError(f"expected an encoder with all that decides a vector, got none of {missing}")
     if "custom" in saved:
         encoder = _load_custom(name or saved["custom"])
-        said = {key: value for key, value in saved.items() if key in encoder.description}
-        agrees = said == json.loads(json.dumps(dict(encoder.description)))
     else:
         recipe = Recipe(**{key: saved[key] for key in Recipe.__dataclass_fields__})
-        model = _moved_to(name) if name else recipe.model
-        recipe = replace(recipe, model=model)
-        encoder = ModelEncoder(recipe, load_model(model, recipe.runtime, "encode", compute), compute.batch_size)
-        agrees = True
-    if not agrees or encoder.dimension != saved["dimension"] or _differs(encoder, saved, compute):
+        moved = ENCODERS[name].model if name in ENCODERS and not Path(name).is_dir() else name
+        recipe = replace(recipe, model=moved or recipe.model)
+        encoder = ModelEncoder(recipe, load_model(recipe.model, recipe.runtime, "encode", compute), compute.batch_size)
+    if not is_same(record(saved.get("custom", ""), encoder, compute.precision), saved):
         raise IndexFileError(
             f"expected the encoder that the index was built with ({saved.get('custom') or saved['model']}), got one "
             "that makes other vectors; do: name the right one with encoder=, or build the index anew"
@@ -258,19 +254,20 @@ def reopen(saved: Mapping[str, Any], name: str | None, compute: Compute) -> Enco
     return encoder
 
 
-def _moved_to(name: str) -> str:
-    return ENCODERS[name].model if name in ENCODERS and not Path(name).is_dir() else name
+def is_same(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether two records are of encoders that make the same vectors, wherever their models are.
+
+    The probes may differ by rounding: 0.1 %, or 3 % where either has fewer than 32 bits.
+    """
+    free = ("model", "probe", "precision")
+    if {k: v for k, v in one.items() if k not in free} != {k: v for k, v in two.items() if k not in free}:
+        return False
+    tolerance = 1e-3 if one["precision"] == two["precision"] == "fp32" else 3e-2
+    now, then = np.array(one["probe"]), np.array(two["probe"])
+    return now.shape == then.shape and bool(np.linalg.norm(now - then) <= tolerance * np.linalg.norm(then) + 1e-5)
 
 
 def _probe(encoder: Encoder) -> list[float]:
     """The first numbers of the vectors of a query and of a passage."""
     query, passage = encode(encoder, "queries", _PROBE[:1])[0], encode(encoder, "passages", _PROBE[1:])[0]
     return [*query[:_PROBE_SIZE].tolist(), *passage[:_PROBE_SIZE].tolist()]
-
-
-def _differs(encoder: Encoder, saved: Mapping[str, Any], compute: Compute) -> bool:
-    """Whether the probe is farther off than rounding: 0.1 %, or 3 % where either side has fewer than 32 bits."""
-    now, then = np.array(_probe(encoder)), np.array(saved["probe"])
-    exact = saved["precision"] == compute.precision == "fp32"
-    tolerance = 1e-3 if exact else 3e-2
-    return now.shape != then.shape or bool(np.linalg.norm(now - then) > tolerance * np.linalg.norm(then) + 1e-5)

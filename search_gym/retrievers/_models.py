@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,8 @@ def load_model(model: str, runtime: Runtime | None, task: Literal["encode", "sco
     Raises:
         OptionError: there is none, or it cannot be used like this. MissingDependencyError: no such runtime.
     """
+    if runtime not in (None, *get_args(Runtime)):
+        raise OptionError(f"expected a runtime among {get_args(Runtime)}, got {runtime!r}; do: correct it")
     folder = local_folder(model, runtime)
     if (runtime or find_runtime(folder)) == "onnx":
         from search_gym.retrievers._onnx_models import OnnxModel
@@ -155,7 +157,7 @@ def run_in_batches(
 
 
 def _pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, npt.NDArray[np.int64]]:
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = max(1, *(len(row["input_ids"]) for row in rows))
     batch = {name: np.zeros((len(rows), longest), dtype=np.int64) for name in rows[0]}
     batch["input_ids"].fill(pad_id)
     for i, row in enumerate(rows):

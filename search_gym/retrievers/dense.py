@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from search_gym._progress import progress
 from search_gym.corpus import Corpus, format_contents
 from search_gym.errors import IndexFileError, OptionError
 from search_gym.retrievers import Document, _faiss
-from search_gym.retrievers._encoders import DEFAULT, Encoder, encode, load_encoder, record, reopen
-from search_gym.retrievers._index import finish, open_index
+from search_gym.retrievers._encoders import DEFAULT, Encoder, encode, is_same, load_encoder, record, reopen
+from search_gym.retrievers._index import begin, finish, open_index
 from search_gym.retrievers._models import Compute, Floats, Runtime
 from search_gym.retrievers._presets import Pooling
 from search_gym.retrievers._ranking import check_documents, check_k, pick
@@ -121,9 +122,12 @@ def make(
         saved = open_index(index, "dense")
         try:
             about, faiss = saved.options["encoder"], saved.options["faiss"]
-            loaded = reopen(about, encoder, compute)
         except KeyError as error:
             raise IndexFileError(f"{index}: expected {error} in index.json, got none; do: build it anew") from error
+        try:
+            loaded = reopen(about, encoder, compute)
+        except IndexFileError as error:
+            raise IndexFileError(f"{index}: {error}") from error
         documents = saved.corpus
         faiss_index = _faiss.read(saved.path / "index.faiss", loaded.dimension, len(documents))
     _faiss.set_effort(faiss_index, faiss, nprobe=nprobe, ef_search=ef_search)
@@ -200,6 +204,7 @@ def build(
         runtime=runtime,
     )
     faiss_index = _faiss.create(faiss, loaded.dimension)  # before hours of encoding: the description may be wrong
+    begin(path)
     about = record(encoder, loaded, precision)
     shards = _encode_shards(corpus, path / "vectors", loaded, about, shard_size)
     file = path / "index.faiss"
@@ -221,21 +226,23 @@ def _encode_shards(
 ) -> list[Floats]:
     """The vectors of ``corpus`` memory-mapped in shards, of which those that are missing in ``folder`` are made."""
     _check_plan(folder, {"encoder": about, "fingerprint": corpus.fingerprint, "shard_size": shard_size})
-    files = {folder / f"{start:010d}.npy": start for start in range(0, len(corpus), shard_size)}
-    missing = {file: start for file, start in files.items() if not file.is_file()}
-    sizes = {file: min(shard_size, len(corpus) - start) for file, start in files.items()}
-    waiting = progress(
-        (corpus[i] for start in missing.values() for i in range(start, min(start + shard_size, len(corpus)))),
-        "encoding documents",
-        total=sum(sizes[file] for file in missing),
-    )
-    for file in missing:
-        vectors = np.concatenate(list(_encoded(encoder, islice(waiting, sizes[file]))))
+    starts = range(0, len(corpus), shard_size)
+    files = {folder / f"{start:010d}.npy": range(start, min(start + shard_size, len(corpus))) for start in starts}
+    missing = {file: rows for file, rows in files.items() if not file.is_file()}
+    documents = chain.from_iterable(map(partial(_read, corpus), missing.values()))
+    waiting = progress(documents, "encoding documents", total=sum(map(len, missing.values())))
+    for file, rows in missing.items():
+        vectors = np.concatenate(list(_encoded(encoder, islice(waiting, len(rows)))))
         new = file.with_suffix(".new")
         with new.open("wb") as opened:
             np.save(opened, vectors)
         new.replace(file)
     return [np.load(file, mmap_mode="r") for file in files]
+
+
+def _read(corpus: Corpus, rows: range) -> Iterator[Document]:
+    for start in range(0, len(rows), _TEXTS_AT_A_TIME):
+        yield from corpus.take(rows[start : start + _TEXTS_AT_A_TIME])
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
@@ -247,8 +254,11 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
         new.write_text(json.dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         new.replace(file)
     begun = json.loads(file.read_text(encoding="utf-8"))
-    if begun != json.loads(json.dumps(plan)):
-        different = sorted(key for key in plan if begun.get(key) != json.loads(json.dumps(plan[key])))
+    different = [key for key in ("fingerprint", "shard_size") if begun[key] != plan[key]]
+    then, now = begun["encoder"], plan["encoder"]
+    if then["precision"] != now["precision"] or not is_same(then, now):
+        different.append("encoder")
+    if different:
         raise OptionError(
             f"expected to go on in {folder} as the build began, got another {' and '.join(different)}; "
             "do: give the options of the first time, or delete the folder"
