@@ -197,6 +197,7 @@ def make_failing(documents: Sequence[Document]) -> Failing:
         (["ceiling", "nq:{data}", "--corpus", "{data}/corpus.jsonl", "-k", "0"], "expected ks and batch_size >= 1"),
         (["ceiling", "nq:{data}", "--corpus", "{data}/absent.jsonl"], "absent.jsonl"),
         (["ceiling", "nq", "--corpus", "{data}/corpus.jsonl"], "`hf download"),
+        (["ceiling", "nq:{data}", "--corpus", "{data}/corpus.jsonl", "--limit", "0"], "--limit of at least 1"),
         (["show", "nqq:{data}"], "did you mean 'nq'"),
         (["show", "nqq"], "did you mean 'nq'"),
         (["show", "nq:{data}", "-n", "0"], "-n of at least 1"),

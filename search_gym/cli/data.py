@@ -26,7 +26,7 @@ from typing import Any
 from search_gym import questions, retrievers
 from search_gym._progress import progress
 from search_gym.cli.index import open_retriever, read_options
-from search_gym.corpus import load_corpus
+from search_gym.corpus import load_corpus, read_passages
 from search_gym.errors import OptionError, QuestionError
 from search_gym.questions import Question, QuestionSet, nq
 from search_gym.questions._checks import Finding, check_overlap, check_questions, check_size
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ceiling.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
     for command, run in ((show, run_show), (validate, run_validate), (ceiling, run_ceiling)):
-        command.add_argument("--split", help="split to take (default: test; validate: all)")
+        command.add_argument(
+            "--split", help="split to take (default: test, or all of a jsonl file; validate: every one)"
+        )
         command.add_argument(
             "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the set; may be repeated"
         )
@@ -125,7 +127,8 @@ def run_show(args: argparse.Namespace) -> None:
         raise OptionError(f"expected -n of at least 1, got {args.n}; do: ask for one question or more")
     options = read_options(args.option)
     limit = {"limit": args.n} if options.get("streaming") else {}
-    found = questions.load(args.set, args.split or "test", **{**limit, **options})
+    split = args.split or ("all" if args.set.startswith("jsonl:") else "test")
+    found = questions.load(args.set, split, **{**limit, **options})
     for question in found[: args.n]:
         if args.json:
             row = {"id": question.question_id, "question": question.text, "golden_answers": list(question.answers)}
@@ -146,7 +149,10 @@ def run_validate(args: argparse.Namespace) -> None:
     Raises:
         QuestionError: there were errors.
     """
-    corpus = args.corpus and frozenset(d.doc_id for d in progress(load_corpus(args.corpus), "reading documents"))
+    corpus = None
+    if args.corpus:
+        documents = load_corpus(args.corpus) if args.corpus.is_dir() else read_passages(args.corpus)
+        corpus = frozenset(document.doc_id for document in progress(documents, "reading documents"))
     errors = 0
     for spec in args.sets:
         findings = validate(spec, args.split, read_options(args.option), corpus)
@@ -184,6 +190,8 @@ def validate(spec: str, split: str | None, options: Mapping[str, Any], doc_ids: 
 
 def run_ceiling(args: argparse.Namespace) -> None:
     """Print recall for each retriever and k."""
+    if args.limit is not None and args.limit < 1:
+        raise OptionError(f"expected --limit of at least 1, got {args.limit}; do: leave it out to ask all questions")
     split = args.split or ("all" if args.set.startswith("jsonl:") else "test")
     found = questions.load(args.set, split, **read_options(args.option))
     asked = found[: args.limit] if args.limit is not None else found
