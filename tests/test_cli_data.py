@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 
 from search_gym import retrievers
-from search_gym.cli import main
+from search_gym.cli import data as data_command
+from search_gym.cli import main, make_parser
 from search_gym.corpus import load_corpus
 from search_gym.questions import load
 from search_gym.recall import answer_recall
@@ -220,3 +223,19 @@ def test_help_explains(command: list[str], capsys: pytest.CaptureFixture[str]) -
         run(*command, "--help")
     assert caught.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+EXAMPLES = re.findall(
+    r"^ *(search-gym data .*)$", f"{PAGE.read_text(encoding='utf-8')}{data_command.__doc__}", re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_the_page_and_of_the_help_parse(example: str) -> None:
+    parsed = make_parser().parse_args(shlex.split(example, comments=True)[1:])
+    assert parsed.run.__module__ == data_command.__name__
+
+
+def test_there_are_examples_of_every_command() -> None:
+    assert {example.split()[2] for example in EXAMPLES} == {"info", "show", "validate", "ceiling"}

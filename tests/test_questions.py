@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import question_tables
 from search_gym import plugins, questions
 from search_gym.errors import CorpusError, OptionError, QuestionError
 from search_gym.questions import LazyQuestions, Question, QuestionSet
@@ -264,9 +265,9 @@ def test_a_file_that_changes_is_read_anew(tmp_path: Path, cache: Path) -> None:
     first = questions.load("nq", "dev", data_dir=tmp_path)
     assert list(questions.load("nq", "dev", data_dir=tmp_path)) == list(first)
     assert len(list(cache.iterdir())) == 1, "the second time it was there"
-    write(path, {**ROW, "question": "When?"})
+    write(path, {**ROW, "question": "Whose?"})
     os.utime(path, ns=(1, 1))
-    assert [q.text for q in questions.load("nq", "dev", data_dir=tmp_path)] == ["When?"]
+    assert [q.text for q in questions.load("nq", "dev", data_dir=tmp_path)] == ["Whose?"]
     assert [q.text for q in first] == ["Where?"]
     assert len(list(cache.iterdir())) == 2
 
@@ -416,3 +417,30 @@ def test_real_files(name: str, splits: int) -> None:
         splits -= 1
     assert splits == 0
     assert found == whole
+
+
+class TestThePage:
+    """docs/data.md says what the code says."""
+
+    PAGE = question_tables.PAGE.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_its_table_of_sets(self, name: str) -> None:
+        here = known(name)
+        assert isinstance(here, FlashRAGSet)
+        (line,) = [line for line in self.PAGE.splitlines() if line.startswith(f"| `{name}` |")]
+        cells = [cell.strip() for cell in line.split("|")[2:-1]]
+        expected = []
+        for split in ("train", "dev", "test"):
+            size = f"{here.sizes[split]:,}" if split in here.sizes else ""
+            expected.append(f"**{size}**" if split == here.test_split else size)
+        assert cells[:3] == expected
+        assert cells[4] == here.licence
+        assert here.citation.partition("arXiv ")[2] in cells[5]
+        assert here.citation[:10] in cells[5]
+
+    def test_its_table_of_costs(self) -> None:
+        results = json.loads(question_tables.RESULTS.read_text(encoding="utf-8"))
+        assert question_tables.with_table(self.PAGE, results) == self.PAGE
+        assert {row["questions"] for row in results["ways"].values()} == {169_615}
+        assert results["ways"]["table"]["private_megabytes"] < results["ways"]["memory"]["private_megabytes"] / 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gym import retrievers, tinywiki
+from benchmarks import recall
+from search_gym import questions, retrievers, tinywiki
+from search_gym.cli.data import as_json
+from search_gym.corpus import load_corpus
 from search_gym.errors import OptionError, RetrievalError
 from search_gym.questions import Question
 from search_gym.recall import Share, answer_recall, holds_answer, wilson_interval
@@ -181,3 +185,33 @@ def test_options_are_positive(ks: tuple[int, ...], batch_size: int) -> None:
 def test_nothing_asked_is_nothing_found() -> None:
     found = answer_recall([], Scripted({}), (1,))
     assert (found.num_questions, found.at[0].answer, found.at[0].passages) == (0, None, None)
+
+
+class TestTheKeptResults:
+    """docs/data.md shows those that ``benchmarks.recall`` measured on real questions."""
+
+    RESULTS = json.loads(recall.RESULTS.read_text(encoding="utf-8"))
+
+    def test_the_page_shows_them(self) -> None:
+        page = recall.PAGE.read_text(encoding="utf-8")
+        assert recall.with_table(page, self.RESULTS) == page
+
+    @pytest.mark.parametrize("group", RESULTS["sets"], ids=lambda group: group["questions"])
+    def test_recall_grows_with_k_and_bm25_is_better_than_chance(self, group: dict[str, Any]) -> None:
+        for rows in group["retrievers"].values():
+            for name in ("answer", "passages", "all_passages"):
+                means = [row[name]["mean"] for row in rows]
+                assert means == sorted(means)
+                assert all(row[name]["low"] <= row[name]["mean"] <= row[name]["high"] for row in rows)
+            assert all(row["all_passages"]["mean"] <= row["passages"]["mean"] for row in rows)
+        for chance, bm25 in zip(group["retrievers"]["random"], group["retrievers"]["bm25"], strict=True):
+            assert bm25["answer"]["low"] > chance["answer"]["high"]
+
+    @pytest.mark.skipif(not recall.DATA.is_dir(), reason="the benchmark files of ../shared/data are absent")
+    @pytest.mark.parametrize("name", recall.SETS)
+    def test_bm25_is_measured_again_with_the_same_result(self, name: str) -> None:
+        asked = questions.load(f"jsonl:{recall.DATA / name}.jsonl", "all")
+        documents = load_corpus(recall.DATA / f"{name}_corpus.jsonl")
+        found = answer_recall(asked, retrievers.load("bm25", documents), recall.TOP_K)
+        (kept,) = [group for group in self.RESULTS["sets"] if group["questions"] == name]
+        assert as_json(name, "all", {"bm25": found})["retrievers"]["bm25"] == kept["retrievers"]["bm25"]
