@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -30,33 +29,42 @@ from search_gym.retrievers._ranking import words
 _DOCUMENTS_A_RUN = 100_000
 _POSTINGS_A_MERGE = 8_000_000
 _ARRAYS = {"data": np.float32, "indices": np.int32, "indptr": np.int64}
-_LONGEST_KEPT = 64
 
 
-class Vocabulary(Sequence[bytes]):
-    """The words of an index in the order of their bytes, in a memory-mapped file, each with its term."""
+class Vocabulary:
+    """The words of an index in memory-mapped files: their bytes by term, and a hash table with linear probing."""
 
     def __init__(self, path: Path) -> None:
         with (path / "words.bin").open("rb") as file:
             self._bytes = mmap(file.fileno(), 0, access=ACCESS_READ)
-        self._ends = _open(path / "words.ends.npy")
-        self._terms = _open(path / "words.terms.npy")
-        self._find = lru_cache(2**16)(self._search)
+        # Memory views, because numbers taken out of them are Python's.
+        self._starts: memoryview[int] = _open(path / "words.starts.npy").data
+        self._slots: memoryview[int] = _open(path / "words.slots.npy").data
 
     def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._bytes[self._ends[index - 1] if index else 0 : self._ends[index]]
+        return len(self._starts) - 1
 
     def term(self, word: str) -> int | None:
-        """The term of ``word``, None if no document holds it."""
-        return self._find(word) if len(word) <= _LONGEST_KEPT else self._search(word)
-
-    def _search(self, word: str) -> int | None:
+        """The number of ``word``, None if no document holds it."""
         key = word.encode()
-        index = bisect_left(self, key)
-        return int(self._terms[index]) if index < len(self) and self[index] == key else None
+        slot = crc32(key) & (len(self._slots) - 1)
+        while (term := self._slots[slot]) >= 0:
+            if self._bytes[self._starts[term] : self._starts[term + 1]] == key:
+                return term
+            slot = (slot + 1) & (len(self._slots) - 1)
+        return None
+
+
+def _hash_table(keys: Sequence[bytes]) -> npt.NDArray[np.int32]:
+    """The places of ``keys``, each in the first free slot from its hash on; -1 elsewhere, in at least half of them."""
+    mask = (1 << (2 * len(keys)).bit_length()) - 1
+    slots = array("i", [-1]) * (mask + 1)
+    for place, key in enumerate(keys):
+        slot = crc32(key) & mask
+        while slots[slot] >= 0:
+            slot = (slot + 1) & mask
+        slots[slot] = place
+    return np.frombuffer(slots, dtype=np.int32)
 
 
 def open_postings(path: Path, num_documents: int) -> tuple[Postings, Vocabulary]:
@@ -226,13 +234,13 @@ def _write_header(file: BinaryIO, dtype: type[np.generic], size: int) -> None:
 
 
 def _write_vocabulary(vocabulary: dict[str, int], path: Path) -> None:
-    """For bm25s its JSON object; for us the words in order, where each ends, and their terms."""
+    """For bm25s its JSON object; for us the files of `Vocabulary`."""
     with (path / "vocab.index.json").open("w", encoding="utf-8") as file:
         for word, term in vocabulary.items():
             file.write(f"{', ' if term else '{'}{json.dumps(word, ensure_ascii=False)}: {term}")
         file.write("}")
-    ordered = sorted((word.encode(), term) for word, term in vocabulary.items())
+    keys = [word.encode() for word in vocabulary]
     with (path / "words.bin").open("wb") as file:
-        file.writelines(word for word, _ in ordered)
-    np.save(path / "words.ends.npy", np.cumsum([len(word) for word, _ in ordered], dtype=np.int64))
-    np.save(path / "words.terms.npy", np.array([term for _, term in ordered], dtype=np.int32))
+        file.writelines(keys)
+    np.save(path / "words.starts.npy", np.cumsum([0, *map(len, keys)]))
+    np.save(path / "words.slots.npy", _hash_table(keys))

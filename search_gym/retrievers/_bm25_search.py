@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,6 @@ from search_gym.plugins import require
 from search_gym.retrievers._ranking import best
 
 _DOCUMENTS_A_BLOCK = 16_384  # their scores, 64 KB, stay in the cache of one core
-Terms = Sequence[tuple[int, int]]
-"""The words of a query: term and how often it occurs."""
-Ranking = tuple[list[int], list[float]]
-"""Indices and scores of a query's documents, best first."""
 
 
 @dataclass(frozen=True)
@@ -35,43 +32,74 @@ class Postings:
     num_documents: int
 
 
-def search_numpy(postings: Postings, queries: Sequence[Terms], k: int) -> list[Ranking]:
+@dataclass(frozen=True)
+class Queries:
+    """The words of some queries: query ``q`` has those from ``bounds[q]`` on, before ``bounds[q + 1]``.
+
+    ``terms`` (n,) are different within a query, ``counts`` (n,) say how often each occurs.
+    """
+
+    terms: list[int]
+    counts: list[int]
+    bounds: list[int]
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Indices of documents and their scores, best first: query ``q``'s begin at ``bounds[q]``."""
+
+    documents: list[int]
+    scores: list[float]
+    bounds: list[int]
+
+
+def search_numpy(postings: Postings, queries: Queries, k: int) -> Rankings:
     """The at most ``k`` best documents above 0 for each query, ties by index: the reference of `search_numba`."""
-    return [_search_one(postings, terms, k) for terms in queries]
+    rankings = Rankings([], [], [0])
+    for start, stop in pairwise(queries.bounds):
+        scores = np.zeros(postings.num_documents, dtype=np.float32)
+        for term, count in zip(queries.terms[start:stop], queries.counts[start:stop], strict=True):
+            column = slice(postings.indptr[term], postings.indptr[term + 1])
+            scores[postings.indices[column]] += np.float32(count) * postings.data[column]
+        found = best(scores, k)
+        rankings.documents.extend(found)
+        rankings.scores.extend(scores[found].tolist())
+        rankings.bounds.append(len(rankings.documents))
+    return rankings
 
 
-def _search_one(postings: Postings, terms: Terms, k: int) -> Ranking:
-    scores = np.zeros(postings.num_documents, dtype=np.float32)
-    for term, count in terms:
-        column = slice(postings.indptr[term], postings.indptr[term + 1])
-        scores[postings.indices[column]] += np.float32(count) * postings.data[column]
-    found = best(scores, k)
-    return found, scores[found].tolist()
-
-
-def search_numba(postings: Postings, queries: Sequence[Terms], k: int, *, threads: int = 1) -> list[Ranking]:
+def search_numba(postings: Postings, queries: Queries, k: int, *, threads: int = 1) -> Rankings:
     """What `search_numpy` finds, bit by bit, with the queries shared among ``threads``."""
     kernel = _compiled()
     k = min(k, postings.num_documents)
-    if threads == 1 or len(queries) < 2:
-        return _run(kernel, postings, queries, k)
+    terms = np.array(queries.terms, dtype=np.int64)
+    counts = np.array(queries.counts, dtype=np.float32)
+    bounds = np.array(queries.bounds, dtype=np.int64)
+    number = len(bounds) - 1
+
+    def run(first: int, last: int) -> Rankings:
+        documents = np.empty((last - first) * k, dtype=np.int64)
+        scores = np.empty((last - first) * k, dtype=np.float32)
+        ends = np.zeros(last - first + 1, dtype=np.int64)
+        some = bounds[first : last + 1]
+        kernel(postings.data, postings.indices, postings.indptr, terms, counts, some, k, documents, scores, ends)
+        return Rankings(documents[: ends[-1]].tolist(), scores[: ends[-1]].tolist(), ends.tolist())
+
+    if threads == 1 or number < 2:
+        return run(0, number)
     # Threads of Python's own, each in code that holds no lock: numba's are not safe when a server calls from several.
-    parts = [queries[i * len(queries) // threads : (i + 1) * len(queries) // threads] for i in range(threads)]
+    parts = [number * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda part: _run(kernel, postings, part, k), parts)
-        return [ranking for part in found for ranking in part]
+        return _join(list(pool.map(run, parts[:-1], parts[1:])))
 
 
-def _run(kernel: Callable[..., None], postings: Postings, queries: Sequence[Terms], k: int) -> list[Ranking]:
-    terms = np.array([term for query in queries for term, _ in query], dtype=np.int64)
-    counts = np.array([count for query in queries for _, count in query], dtype=np.float32)
-    bounds = np.cumsum([0, *map(len, queries)], dtype=np.int64)
-    documents = np.empty((len(queries), k), dtype=np.int64)
-    scores = np.empty((len(queries), k), dtype=np.float32)
-    sizes = np.empty(len(queries), dtype=np.int64)
-    kernel(postings.data, postings.indices, postings.indptr, terms, counts, bounds, k, documents, scores, sizes)
-    rows = zip(documents.tolist(), scores.tolist(), sizes.tolist(), strict=True)
-    return [(found[:size], values[:size]) for found, values, size in rows]
+def _join(parts: list[Rankings]) -> Rankings:
+    joined = Rankings([], [], [0])
+    for part in parts:
+        joined.bounds.extend(len(joined.documents) + bound for bound in part.bounds[1:])
+        joined.documents.extend(part.documents)
+        joined.scores.extend(part.scores)
+    return joined
 
 
 @cache
@@ -98,9 +126,9 @@ def _search_blocks(
     k: Any,
     documents: Any,
     scores: Any,
-    sizes: Any,
+    ends: Any,
 ) -> None:
-    """Fill ``documents`` and ``scores`` (queries, k) up to ``sizes`` (queries,), block of documents by block.
+    """Fill ``documents`` and ``scores`` (queries * k,), where query ``q``'s end at ``ends[q + 1]``, block by block.
 
     A block begins at the next document with any of the words, and its scores are summed in the order of the query.
     Candidates are those above the k-th best so far; they wait, by rising index, until it is worth sorting them.
@@ -109,7 +137,7 @@ def _search_blocks(
     room = 2 * k + 16
     waiting_scores = np.empty(room, dtype=np.float32)
     waiting = np.empty(room, dtype=np.int64)
-    for query in range(len(sizes)):
+    for query in range(len(bounds) - 1):
         first, last = bounds[query], bounds[query + 1]
         heads, tails = indptr[terms[first:last]], indptr[terms[first:last] + 1]
         size = 0
@@ -159,5 +187,6 @@ def _search_blocks(
                         size += 1
             block[:] = 0
         order = np.argsort(-waiting_scores[:size], kind="mergesort")[:k]
-        sizes[query] = len(order)
-        documents[query, : len(order)], scores[query, : len(order)] = waiting[order], waiting_scores[order]
+        begin, end = ends[query], ends[query] + len(order)
+        documents[begin:end], scores[begin:end] = waiting[order], waiting_scores[order]
+        ends[query + 1] = end

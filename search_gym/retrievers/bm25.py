@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,7 @@ from search_gym.errors import CorpusError, OptionError
 from search_gym.plugins import require
 from search_gym.retrievers import Document
 from search_gym.retrievers._bm25_files import open_postings, remove_runs, write_postings
-from search_gym.retrievers._bm25_search import Postings, Terms, search_numba, search_numpy
+from search_gym.retrievers._bm25_search import Postings, Queries, search_numba, search_numpy
 from search_gym.retrievers._index import begin, finish, open_index
 from search_gym.retrievers._ranking import check_documents, check_k, pick, words
 
@@ -75,12 +76,21 @@ class BM25Retriever:
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Raises OptionError: ``k`` is below 1."""
         check_k(k)
-        rankings = self._search(self.postings, [self._terms(query) for query in queries], k)
-        return [pick(self.documents, indices, scores) for indices, scores in rankings]
+        found = self._search(self.postings, self._read(queries), k)
+        documents = pick(self.documents, found.documents, found.scores)
+        return [documents[start:stop] for start, stop in pairwise(found.bounds)]
 
-    def _terms(self, query: str) -> Terms:
-        found = ((self._term(word), count) for word, count in Counter(words(query)).items())
-        return [(term, count) for term, count in found if term is not None]
+    def _read(self, queries: Sequence[str]) -> Queries:
+        term_of = self._term
+        read = Queries([], [], [0])
+        for query in queries:
+            for word, count in Counter(words(query)).items():
+                term = term_of(word)
+                if term is not None:
+                    read.terms.append(term)
+                    read.counts.append(count)
+            read.bounds.append(len(read.terms))
+        return read
 
 
 def make(
