@@ -77,7 +77,7 @@ class ModelEncoder:
     def __init__(self, recipe: Recipe, model: Model, batch_size: int) -> None:
         self.recipe = recipe
         self._model = model
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self.dimension = int(self.encode_queries([""]).shape[1])
 
     @property
@@ -98,7 +98,7 @@ class ModelEncoder:
             return np.empty((0, self.dimension), dtype=np.float32)
         inputs = self._model.tokenize([clean(prefix + text) for text in texts], None, self.recipe.max_length)
         vectors = run_in_batches(
-            self._model, inputs, self._batch_size, lambda batch: self._model.pooled(batch, self.recipe.pooling)
+            self._model, inputs, self.batch_size, lambda batch: self._model.pooled(batch, self.recipe.pooling)
         )
         if self.recipe.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
