@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_gym import plugins, retrievers, tinywiki
-from search_gym.errors import CorpusError, MissingDependencyError, OptionError, SearchGymError
+from search_gym import retrievers, tinywiki
+from search_gym.errors import CorpusError, OptionError, SearchGymError
 from search_gym.questions import Question
 from search_gym.retrievers import Document
 from search_gym.retrievers._ranking import best, words
@@ -23,76 +23,6 @@ CORPORA = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=12).map(
     lambda pairs: [Document(f"d{i}", title, text) for i, (title, text) in enumerate(pairs)]
 )
 WORDY_CORPORA = CORPORA.filter(lambda documents: any(d.title or d.text for d in documents))
-
-
-# BM25
-
-
-def bm25_reference(documents: list[Document], query: str, k1: float, b: float) -> list[float]:
-    """Lucene's BM25 written out: idf = ln(1 + (N - n + 1/2) / (n + 1/2)), tf / (tf + k1 (1 - b + b |d| / mean |d|))."""
-    bags = [Counter(f"{d.title} {d.text}".split()) for d in documents]
-    mean_length = sum(sum(bag.values()) for bag in bags) / len(bags)
-    scores = []
-    for bag in bags:
-        score = 0.0
-        for word in query.split():
-            if bag[word]:
-                n = sum(word in other for other in bags)
-                idf = math.log(1 + (len(bags) - n + 0.5) / (n + 0.5))
-                score += idf * bag[word] / (bag[word] + k1 * (1 - b + b * sum(bag.values()) / mean_length))
-        scores.append(score)
-    return scores
-
-
-@given(WORDY_CORPORA, TEXTS, st.integers(1, 15), st.floats(0, 3), st.floats(0, 1))
-def test_bm25_equals_the_formula(documents: list[Document], query: str, k: int, k1: float, b: float) -> None:
-    expected = bm25_reference(documents, query, k1, b)
-    (found,) = retrievers.load("bm25", documents, k1=k1, b=b).search([query], k)
-    assert len({d.doc_id for d in found}) == len(found) == min(k, sum(score > 0 for score in expected))
-    assert [d.score for d in found] == pytest.approx([expected[int(d.doc_id[1:])] for d in found], rel=1e-5)
-    assert [d.score for d in found] == pytest.approx(sorted(expected, reverse=True)[: len(found)], rel=1e-5)
-
-
-@given(WORDY_CORPORA, TEXTS, st.integers(1, 12), st.integers(2, 4))
-def test_bm25_ties_keep_the_order_of_the_corpus(documents: list[Document], query: str, k: int, copies: int) -> None:
-    repeated = [Document(str(i), d.title, d.text) for i, d in enumerate(documents * copies)]
-    retriever = retrievers.load("bm25", repeated)
-    (found,) = retriever.search([query], len(repeated))
-    ranks = [(-d.score, int(d.doc_id)) for d in found]
-    assert ranks == sorted(ranks)
-    assert retriever.search([query], k)[0] == found[:k]
-
-
-def test_bm25_reads_title_and_text_without_case() -> None:
-    documents = [
-        Document("0", "Port Sol", "A harbour."),
-        Document("1", "Mara", "Was born in PORT sol."),
-        Document("2", "", "-"),
-    ]
-    (found,) = retrievers.load("bm25", documents).search(["port-SOL"], 3)
-    assert {d.doc_id for d in found} == {"0", "1"}
-
-
-@pytest.mark.parametrize("options", [{"k1": -0.1}, {"k1": float("nan")}, {"b": 1.1}, {"b": -0.1}])
-def test_bm25_refuses_parameters_out_of_range(options: dict[str, float]) -> None:
-    with pytest.raises(OptionError, match="expected k1"):
-        retrievers.load("bm25", [Document("0", "a", "b")], **options)
-
-
-def test_bm25_needs_a_word() -> None:
-    with pytest.raises(CorpusError, match="at least one word"):
-        retrievers.load("bm25", [Document("0", "", " ?! ")])
-
-
-def test_bm25_without_the_library_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(plugins.importlib, "import_module", absent)
-    from search_gym.retrievers.bm25 import make
-
-    with pytest.raises(MissingDependencyError, match="pip install"):
-        make([Document("0", "a", "b")])
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 1.5, 2.0]), min_size=1, max_size=30), st.integers(1, 40))

@@ -44,6 +44,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the three files are as long as they say of each other."""
+        return len(self._bytes) == self._starts[-1] and len(self._slots) == _table_size(len(self))
+
     def term(self, word: str) -> int | None:
         """The number of ``word``, None if no document holds it."""
         key = word.encode()
@@ -55,9 +60,14 @@ class Vocabulary:
         return None
 
 
+def _table_size(num_keys: int) -> int:
+    """A power of two, more than twice ``num_keys``."""
+    return 1 << (2 * num_keys).bit_length()
+
+
 def _hash_table(keys: Sequence[bytes]) -> npt.NDArray[np.int32]:
-    """The places of ``keys``, each in the first free slot from its hash on; -1 elsewhere, in at least half of them."""
-    mask = (1 << (2 * len(keys)).bit_length()) - 1
+    """The places of ``keys``, each in the first free slot from its hash on; -1 in the other slots."""
+    mask = _table_size(len(keys)) - 1
     slots = array("i", [-1]) * (mask + 1)
     for place, key in enumerate(keys):
         slot = crc32(key) & mask
@@ -76,10 +86,10 @@ def open_postings(path: Path, num_documents: int) -> tuple[Postings, Vocabulary]
     try:
         arrays = {name: _open(_file(path, name)) for name in _ARRAYS}
         vocabulary = Vocabulary(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise IndexFileError(f"{path}: expected the files of a BM25 index, got {error}; do: build it anew") from error
     sizes = {len(arrays["data"]), len(arrays["indices"]), int(arrays["indptr"][-1])}
-    if len(sizes) > 1 or len(arrays["indptr"]) != len(vocabulary) + 1:
+    if len(sizes) > 1 or len(arrays["indptr"]) != len(vocabulary) + 1 or not vocabulary.is_whole:
         raise IndexFileError(f"{path}: expected files of one BM25 index, got other sizes; do: build it anew")
     return Postings(**arrays, num_documents=num_documents), vocabulary
 
@@ -109,9 +119,12 @@ def remove_runs(path: Path) -> None:
 
 
 def _remove_runs_but(path: Path, kept: Path | None) -> None:
+    for folder in path.glob("runs-*.old"):
+        shutil.rmtree(folder)
     for folder in path.glob("runs-*"):
         if folder != kept:
-            shutil.rmtree(folder)
+            # Renamed first: a folder of which only some was removed must not look like one to go on with.
+            shutil.rmtree(folder.rename(folder.with_suffix(".old")))
 
 
 def _runs_folder(path: Path, corpus: Corpus) -> Path:

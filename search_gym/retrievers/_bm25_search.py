@@ -31,6 +31,11 @@ class Postings:
     indptr: npt.NDArray[np.int64]
     num_documents: int
 
+    def __post_init__(self) -> None:
+        """Make the arrays read-only, as memory-mapped ones are, so that one compiled function serves both."""
+        for array in (self.data, self.indices, self.indptr):
+            array.setflags(write=False)
+
 
 @dataclass(frozen=True)
 class Queries:
