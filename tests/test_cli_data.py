@@ -108,8 +108,9 @@ def test_validate_finds_what_is_wrong(data: Path, capsys: pytest.CaptureFixture[
         row(6, "test", metadata={"supporting_ids": ["d6", "gone"]}),
         row(7, "test", id="7"),
         row(7, "test", id="8"),
+        row(9, "test", golden_answers=["The", "Town 9"]),
     )
-    assert run("validate", f"nq:{data}", "--corpus", data / "corpus.jsonl") == 2
+    assert run("validate", f"nq:{data}", f"hotpotqa:{data}", "--corpus", data / "corpus.jsonl") == 2
     printed = capsys.readouterr()
     for line in (
         "note   test: 1 question that an earlier one of the split train asks in the same words: test_4",
