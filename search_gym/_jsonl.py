@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def _lines(path: Path, error_class: FileError) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise error_class(f"{path}: expected a readable file, got {reason}; do: check the path") from error
 

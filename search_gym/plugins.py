@@ -72,10 +72,15 @@ def call(function: Callable[..., Any], spec: str, *args: Any, **options: Any) ->
     Raises:
         OptionError: ``options`` holds a name that ``function`` does not take, or lacks one that it needs.
     """
+    check_options(function, spec, *args, **options)
+    return function(*args, **options)
+
+
+def check_options(function: Callable[..., Any], spec: str, *args: Any, **options: Any) -> None:
+    """Raises OptionError: see `call`, which this is without calling."""
     signature = inspect.signature(function)
     try:
         signature.bind(*args, **options)
     except TypeError as error:
         known = [p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         raise OptionError(f"expected options of {spec!r} among {known}, got {sorted(options)}: {error}") from error
-    return function(*args, **options)

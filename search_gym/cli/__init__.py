@@ -31,11 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command that ``args`` (by default the process's) describe; errors of ours become one line."""
+    """Run the command that ``args`` (by default the process's) describe; an error of ours or of a file is one line."""
     parsed = make_parser().parse_args(args)
     try:
         parsed.run(parsed)
-    except SearchGymError as error:
+    except (SearchGymError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from typing import Any
 from search_gym import plugins, retrievers
 from search_gym._progress import progress
 from search_gym.corpus import Corpus, load_corpus, read_passages, write_corpus
-from search_gym.errors import OptionError, UnknownNameError
+from search_gym.errors import CorpusError, OptionError, UnknownNameError
 from search_gym.retrievers import Retriever, Spec
 from search_gym.retrievers._index import is_complete, open_index
 
@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--output", type=Path, required=True, help="folder to write the index into")
     build.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the retriever; may be repeated"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the retriever's build function, such as k1=0.9 or faiss=IVF1024,PQ64; may be repeated",
     )
     build.set_defaults(run=run_build)
 
@@ -52,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     info.set_defaults(run=run_info)
 
     search = commands.add_parser("search", help="ask an index, or any retriever")
-    search.add_argument("retriever", help="folder of an index, or a retriever's description")
-    search.add_argument("queries", nargs="*", metavar="query", help="by default one from each line of the input")
+    search.add_argument("retriever", help="folder of an index, or a description such as 'bm25(index=FOLDER)'")
+    search.add_argument("queries", nargs="*", metavar="query", help="none: one from each line of the standard input")
     search.add_argument("--k", type=int, default=3, help="documents for each query (default 3)")
     search.add_argument("--corpus", type=Path, help="documents, for a retriever that is described without an index")
     search.add_argument("--json", action="store_true", help="one JSON line a query instead of text")
@@ -83,6 +87,7 @@ def run_build(args: argparse.Namespace) -> None:
     options = read_options(args.option)
     if is_complete(args.output):
         raise OptionError(f"expected a folder without an index, got {args.output}; do: delete it or name another")
+    plugins.check_options(build, args.kind, None, args.output, **options)  # before the corpus is read, which takes long
     started = time.monotonic()
     plugins.call(build, args.kind, open_corpus(args.corpus, args.output / "corpus"), args.output, **options)
     print(f"built in {time.monotonic() - started:.1f} s")
@@ -90,20 +95,41 @@ def run_build(args: argparse.Namespace) -> None:
 
 
 def read_options(pairs: list[str]) -> dict[str, Any]:
-    """``name=value`` pairs, with the values of a retriever's description."""
+    """``name=value`` pairs; a value that is no JSON is text, such as ``IVF1024,PQ64``.
+
+    Raises:
+        OptionError: a pair of another form, or a name twice.
+    """
     options: dict[str, Any] = {}
     for pair in pairs:
-        options.update(Spec.parse(f"x({pair})").options)
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier() or name in options:
+            raise OptionError(f"expected --option NAME=VALUE, each name once, got {pair!r}; do: correct it")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
     return options
 
 
 def open_corpus(source: Path, folder: Path) -> Corpus:
-    """The corpus in the folder ``source``, or that of the file ``source``, written into ``folder``."""
+    """The corpus in the folder ``source``, or that of the file ``source``, written into ``folder``.
+
+    What a build that was stopped has written of the same file is used again.
+    """
     if source.is_dir():
         return Corpus(source)
-    if (folder / "corpus.json").is_file():
-        return Corpus(folder)  # of a build that was stopped later
-    return write_corpus(progress(read_passages(source), "reading documents"), folder)
+    if not source.exists():
+        raise CorpusError(f"{source}: expected a file or a corpus folder, got none; do: check --corpus")
+    about = source.stat()
+    made_of = json.dumps({"path": str(source.resolve()), "size": about.st_size, "modified": about.st_mtime_ns})
+    record = folder / "source.json"
+    if record.is_file() and record.read_text(encoding="utf-8") == made_of:
+        return Corpus(folder)
+    record.unlink(missing_ok=True)
+    corpus = write_corpus(progress(read_passages(source), "reading documents"), folder)
+    record.write_text(made_of, encoding="utf-8")
+    return corpus
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -132,13 +158,25 @@ def open_retriever(text: str, corpus: Path | None = None) -> Retriever:
 def run_search(args: argparse.Namespace) -> None:
     """Print the documents for each query."""
     retriever = open_retriever(args.retriever, args.corpus)
-    queries = args.queries or [line.rstrip("\n") for line in sys.stdin]
+    queries = args.queries or read_queries()
     for query, documents in zip(queries, retriever.search(queries, args.k), strict=True):
         if args.json:
             rows = [{"id": d.doc_id, "title": d.title, "text": d.text, "score": d.score} for d in documents]
             print(json.dumps({"query": query, "documents": rows}, ensure_ascii=False))
             continue
-        print(f"{query}")
+        print(query.encode(errors="replace").decode())
         for rank, document in enumerate(documents, 1):
             text = document.text if len(document.text) <= 160 else f"{document.text[:157]}..."
             print(f"  {rank}. [{document.score:.3f}] {document.title} ({document.doc_id})\n     {text}")
+
+
+def read_queries() -> list[str]:
+    """The lines of the standard input.
+
+    Raises:
+        OptionError: they are not UTF-8.
+    """
+    try:
+        return sys.stdin.buffer.read().decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise OptionError(f"expected queries in UTF-8 on the standard input, got {error}; do: convert them") from error

@@ -62,8 +62,8 @@ class BM25Retriever:
         """
         if backend not in ("auto", "numba", "numpy"):
             raise OptionError(f"expected the backend 'auto', 'numba' or 'numpy', got {backend!r}; do: name one of them")
-        if threads < 1:
-            raise OptionError(f"expected threads >= 1, got {threads}; do: correct it")
+        if not isinstance(threads, int) or threads < 1:
+            raise OptionError(f"expected threads >= 1, got {threads!r}; do: correct it")
         if backend == "auto":
             backend = "numba" if len(documents) >= NUMBA_FROM and find_spec("numba") else "numpy"
         if backend == "numba":
@@ -168,5 +168,5 @@ def build(corpus: Corpus, path: Path, *, k1: float = K1, b: float = B) -> None:
 
 def check_parameters(k1: float, b: float) -> None:
     """Raises OptionError: ``k1`` below 0 or ``b`` outside [0, 1]."""
-    if not k1 >= 0 or not 0 <= b <= 1:
-        raise OptionError(f"expected k1 >= 0 and b in [0, 1], got k1={k1} and b={b}; do: correct them")
+    if not all(isinstance(value, (int, float)) for value in (k1, b)) or not k1 >= 0 or not 0 <= b <= 1:
+        raise OptionError(f"expected k1 >= 0 and b in [0, 1], got k1={k1!r} and b={b!r}; do: correct them")
