@@ -131,29 +131,32 @@ def search(index: Any, queries: Floats, k: int, threads: int | None) -> list[tup
     Equal scores are in the order of the rows. faiss leaves to chance which of the equal ones end its list, so more are
     asked for until the list ends with one that is worse than the ``k``-th, up to `_MOST_TIED`.
     """
-    wide = min(k + 8, index.ntotal)
+    width = min(k + 8, index.ntotal)
     with _using(threads):
-        scores, rows = index.search(queries, wide)
-        results = list(zip(scores, rows, strict=True))
-        for i in range(len(results)):
-            width = wide
-            while k < width < min(index.ntotal, _MOST_TIED) and _is_open(*results[i], k):
-                width = min(4 * width, index.ntotal)
-                scores, rows = index.search(queries[i : i + 1], width)
-                results[i] = scores[0], rows[0]
-    return [_ordered(*result, k) for result in results]
+        rows, scores = _nearest(index, queries, width)
+        open_ended = np.flatnonzero(_is_open(rows, scores, k)) if k < width else ()
+        best_rows, best_scores = rows[:, :k].tolist(), scores[:, :k].tolist()
+        for i in open_ended:
+            wider, one_rows, one_scores = width, rows[i : i + 1], scores[i : i + 1]
+            while wider < min(index.ntotal, _MOST_TIED) and _is_open(one_rows, one_scores, k)[0]:
+                wider = min(4 * wider, index.ntotal)
+                one_rows, one_scores = _nearest(index, queries[i : i + 1], wider)
+            best_rows[i], best_scores[i] = one_rows[0, :k].tolist(), one_scores[0, :k].tolist()
+    counts = (rows[:, :k] >= 0).sum(axis=1).tolist()  # -1 where faiss found no more
+    found = zip(best_rows, best_scores, counts, strict=True)
+    return [(one[:count], some[:count]) for one, some, count in found]
 
 
-def _is_open(scores: Floats, rows: npt.NDArray[np.int64], k: int) -> bool:
-    """Whether vectors that are not in the list may be as good as its ``k``-th."""
-    return rows[-1] >= 0 and bool(scores[k - 1] == scores[-1])
+def _nearest(index: Any, queries: Floats, width: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The rows and scores (n, width) of the best, by score and then by row."""
+    scores, rows = index.search(queries, width)
+    order = np.lexsort((rows, -scores), axis=-1)
+    return np.take_along_axis(rows, order, -1), np.take_along_axis(scores, order, -1)
 
 
-def _ordered(scores: Floats, rows: npt.NDArray[np.int64], k: int) -> tuple[list[int], list[float]]:
-    found = rows >= 0  # -1 where faiss found no more
-    scores, rows = scores[found], rows[found]
-    best = np.lexsort((rows, -scores))[:k]
-    return rows[best].tolist(), scores[best].tolist()
+def _is_open(rows: npt.NDArray[np.int64], scores: Floats, k: int) -> npt.NDArray[np.bool_]:
+    """Whether vectors that are not in a list may be as good as its ``k``-th."""
+    return (rows[:, -1] >= 0) & (scores[:, k - 1] == scores[:, -1])
 
 
 @contextmanager
