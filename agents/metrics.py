@@ -14,7 +14,7 @@ from search_gym.rewards import em_score
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over episodes; exact match also for each kind of question that was asked."""
+    """Means over episodes, exact match also for each kind of question that was asked; failed searches are counted."""
     em = np.array([em_score(rollout.answer, rollout.question.answers) for rollout in rollouts])
     kinds = np.array([question_kind(rollout.question) for rollout in rollouts])
     return {
@@ -25,6 +25,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/valid_turns": float(np.mean([turn.event != "invalid" for r in rollouts for turn in r.turns])),
         "rollout/truncated": float(np.mean([rollout.truncated for rollout in rollouts])),
         "rollout/sampled_tokens": float(np.mean([rollout.loss_mask.sum() for rollout in rollouts])),
+        "env/retrieval_failures": sum(rollout.num_retrieval_failures for rollout in rollouts),
     }
 
 

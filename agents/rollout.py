@@ -31,7 +31,7 @@ class Rollout:
 
     ``token_ids`` (T,) int64 and ``loss_mask`` (T,) bool come from the environment's transcript, True = sampled by the
     policy; ``logprobs`` (loss_mask.sum(),) float32 from the generator. ``reward`` belongs to the last sampled token.
-    ``num_searches`` counts those that were executed.
+    ``num_searches`` counts those that were executed, ``num_retrieval_failures`` those of them that failed.
     """
 
     question: Question
@@ -45,6 +45,7 @@ class Rollout:
     truncated: bool
     turns: tuple[TurnEvent, ...]
     num_searches: int
+    num_retrieval_failures: int = 0
 
     @property
     def answer(self) -> str | None:
@@ -116,7 +117,7 @@ def _collect_wave(
     turns: list[list[TurnEvent]] = [[] for _ in active]
     rewards = np.zeros(num_slots)
     terminated = truncated = np.zeros(envs.num_envs, dtype=np.bool_)
-    num_searches = np.zeros(num_slots, dtype=np.int64)
+    num_searches, num_failures = np.zeros((2, num_slots), dtype=np.int64)
     idle = np.zeros(0, dtype=np.int64)
     while active:
         samples = generator.sample(active, [envs.episodes[slot].turn_tokens_left for slot in active])
@@ -134,6 +135,7 @@ def _collect_wave(
             logprobs[slot].append(sample.logprobs)
             turns[slot].append(TurnEvent(str(infos["event"][slot]), str(infos["content"][slot])))
             num_searches[slot] = infos["num_searches"][slot]
+            num_failures[slot] += infos["retrieval_failed"][slot]
         rewards += step_rewards[:num_slots]
         has_ended = terminated | truncated
         generator.drop([slot for slot in active if has_ended[slot]])
@@ -156,6 +158,7 @@ def _collect_wave(
             truncated=bool(truncated[slot]),
             turns=tuple(turns[slot]),
             num_searches=int(num_searches[slot]),
+            num_retrieval_failures=int(num_failures[slot]),
         )
         for slot, episode in enumerate(envs.episodes[:num_slots])
     ]

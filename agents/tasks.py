@@ -29,7 +29,7 @@ class EnvConfig:
     kinds: tuple[str, ...] = ("1-hop", "2-hop", "2-hop", "2-hop")
     """TinyWiki: kinds of questions; a kind that is named twice comes twice as often."""
     retriever: str = "bm25"
-    """Retriever: "bm25", "oracle", "random", "noisy", or "package.module:attribute"."""
+    """Retriever: a name such as "bm25", a description such as "http(url=...)", or "package.module:attribute"."""
     top_k: int = 1
     """Documents per search."""
     max_turns: int = 4
@@ -46,6 +46,8 @@ class EnvConfig:
     """Whether an observation closes a <think> in which the search was written; Search-R1 leaves it open."""
     on_retrieval_error: Literal["raise", "observe"] = "raise"
     """What a failing search does: end the run, or tell the policy."""
+    retrieval_timeout: float | None = None
+    """Seconds after which a search has failed; by default it is waited for."""
 
 
 REAL_TEXT = EnvConfig(
@@ -79,6 +81,7 @@ def env_options(config: EnvConfig, codec: TokenCodec, *, split: str | None = Non
         "max_context_tokens": config.max_context_tokens,
         "close_think": config.close_think,
         "on_retrieval_error": config.on_retrieval_error,
+        "retrieval_timeout": config.retrieval_timeout,
     }
 
 

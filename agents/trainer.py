@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -24,7 +25,7 @@ from agents.rollout import Rollout, RolloutBatch, collate, collect
 from agents.runlog import RunLog, to_jsonable
 from agents.tasks import MakeEnvs, QuestionOrder
 from agents.trackers import make_tracker
-from search_gym.errors import SearchGymError
+from search_gym.errors import RetrievalError, SearchGymError
 
 MAX_ROLLBACKS = 3
 
@@ -100,6 +101,7 @@ class Trainer(Learner):
         while self.update < self.config.updates:
             self.begin(self.update, 0.5**self._rollbacks)
             self._draws = 0
+            self._begun = self._order.taken, dict(self._counts)
             self._started, self._rollout_seconds = self.log.seconds, 0.0
             yield self.update
         self._save_policy()
@@ -107,20 +109,46 @@ class Trainer(Learner):
     # Rollouts
 
     def collect(self) -> list[Rollout]:
-        """A round of episodes: ``group_size`` for each question drawn, in a row. Every process gets all of them."""
+        """A round of episodes: ``group_size`` for each question drawn, in a row. Every process gets all of them.
+
+        To be called before the first `backward` of the update.
+
+        Raises:
+            RetrievalError: a search failed, in this process or another; the state at the start of this update is saved.
+        """
         config, started = self.config, self.log.seconds
         drawn = self._order.take(config.rollouts_per_update // config.group_size)
         first = self.accelerator.process_index * self._share
         ours = np.repeat(drawn, config.group_size)[first : first + self._share]
-        with self._autocast():
-            rollouts = collect(self.envs, self._generator, ours, self._seed("rollouts"), first_episode=first)
-        self._draws += 1
+        found: list[Rollout] | str
+        try:
+            with self._autocast():
+                found = collect(self.envs, self._generator, ours, self._seed("rollouts"), first_episode=first)
+        except RetrievalError as error:
+            found = str(error)
+        # All processes hear of a failure where they would have got rollouts, so that none waits for another.
+        shares: list[list[Rollout] | str] = [found]
         if self.accelerator.num_processes > 1:
-            rollouts = gather_object(rollouts)
+            shares = gather_object(shares)
+        failures = [share for share in shares if isinstance(share, str)]
+        if failures:
+            self._fail(failures[0])
+        rollouts = [rollout for share in shares if not isinstance(share, str) for rollout in share]
+        self._draws += 1
         self._counts["rollouts"] += len(rollouts)
         self._counts["sampled_tokens"] += int(sum(rollout.loss_mask.sum() for rollout in rollouts))
         self._rollout_seconds += self.log.seconds - started
         return rollouts
+
+    def _fail(self, failure: str) -> NoReturn:
+        """Save what this update began with, from which the run goes on as if nothing had happened, and raise."""
+        self._order.taken, self._counts = self._begun
+        saved = self._save_healthy_state()
+        state = f"the state before update {self.update + 1}" if saved else "its last healthy state"
+        raise RetrievalError(
+            f"update {self.update + 1}: {failure}; {state} is saved in {self.config.run_dir}, do: mend the retriever, "
+            "then run again with --resume"
+        )
 
     def collate(self, rollouts: Sequence[Rollout]) -> RolloutBatch:
         """``rollouts``, whole groups in a row, as one batch on the device."""
@@ -202,10 +230,15 @@ class Trainer(Learner):
     # States
 
     def _save_when_due(self) -> None:
+        if self.update % self.config.save.save_every == 0 or self.update == self.config.updates:
+            self._save_healthy_state()
+
+    def _save_healthy_state(self) -> bool:
         """Save the state, unless the policy is in danger: a collapsed one is nothing to go back to."""
-        is_due = self.update % self.config.save.save_every == 0 or self.update == self.config.updates
-        if is_due and not COLLAPSES & set(self._monitor.state()["active"]):
-            self._save_state()
+        if COLLAPSES & set(self._monitor.state()["active"]):
+            return False
+        self._save_state()
+        return True
 
     def _save_state(self) -> None:
         data = {

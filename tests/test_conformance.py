@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ from search_gym.errors import OptionError, UnknownNameError
 from search_gym.retrievers import Document
 from tests import conformance
 from tests.encoder_models import write_cross_encoder, write_encoder
+from tests.retrieval_servers import serve, write_corpus
 
 
 @pytest.fixture(scope="module")
-def retriever_samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def retriever_samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("models")
-    return {
-        "retrievers": ["bm25", "random"],
-        "encoder": str(write_encoder(folder / "encoder")),
-        "cross_encoder": str(write_cross_encoder(folder / "cross_encoder")),
-    }
+    corpus = write_corpus(folder / "corpus.jsonl", conformance.DOCUMENTS)
+    with serve("bm25", "--corpus", str(corpus)) as server:
+        yield {
+            "retrievers": ["bm25", "random"],
+            "encoder": str(write_encoder(folder / "encoder")),
+            "cross_encoder": str(write_cross_encoder(folder / "cross_encoder")),
+            "url": server.url,
+        }
 
 
 @pytest.fixture

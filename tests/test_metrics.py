@@ -34,6 +34,7 @@ def rollout(answer: str | None, kind: str, events: list[str], reward: float, sam
         truncated=answer is None,
         turns=tuple(turns),
         num_searches=events.count("search"),
+        num_retrieval_failures=sampled * ("search" in events),
     )
 
 
@@ -65,6 +66,7 @@ def test_rollout_metrics_equal_the_loop(drawn: list[tuple]) -> None:
         "rollout/valid_turns": sum(event in ("search", "answer") for event in events) / len(events),
         "rollout/truncated": sum(r.answer is None for r in rollouts) / len(rollouts),
         "rollout/sampled_tokens": sum(len(r.logprobs) for r in rollouts) / len(rollouts),
+        "env/retrieval_failures": sum(len(r.logprobs) for r in rollouts if r.num_searches),
     }
     for kind in set(kinds):
         of_kind = [is_right for is_right, other in zip(right, kinds, strict=True) if other == kind]

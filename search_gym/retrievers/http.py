@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -110,15 +111,15 @@ class HttpRetriever:
         self.options = options
         self.breaker = CircuitBreaker(options.breaker_failures, options.breaker_seconds)
         self._random = random.Random()  # how long to wait must differ between processes, and changes no result
-        self._clients: dict[int, httpx2.Client] = {}
+        self._clients: dict[int, httpx2.Client] = {}  # by process
+        weakref.finalize(self, _close, self._clients)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HttpRetriever, (self.options,)
 
     def close(self) -> None:
         """Close the connections; the next search opens new ones."""
-        while self._clients:
-            self._clients.popitem()[1].close()
+        _close(self._clients)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Ask in batches of ``batch_size``, ``concurrency`` of them at a time.
@@ -230,6 +231,12 @@ class HttpRetriever:
             f"expected documents for {num_queries} queries from {self.options.address}, got in {tries} "
             f"{'try' if tries == 1 else 'tries'}, the last one: {failure.got}; do: {advice}"
         )
+
+
+def _close(clients: dict[int, httpx2.Client]) -> None:
+    client = clients.pop(os.getpid(), None)
+    if client is not None:
+        client.close()
 
 
 def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> _Failure:

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from search_gym.cli.index import open_retriever
 from search_gym.errors import IndexFileError, OptionError, SearchGymError
@@ -68,28 +69,29 @@ def bind(config: ServerConfig) -> list[socket.socket]:
     Raises:
         OptionError: the address is taken, or not one of this machine.
     """
+    sockets: list[socket.socket] = []
+
+    def bound(address: Any, *options: str) -> socket.socket:
+        sockets.append(socket.socket(family, kind))
+        for name in ("SO_REUSEADDR", *options):
+            sockets[-1].setsockopt(socket.SOL_SOCKET, getattr(socket, name), 1)
+        sockets[-1].bind(address)
+        return sockets[-1]
+
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        first = socket.socket(family, kind)
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        first.bind(address)
+        first = bound(address)
         if config.workers == 1 or not sys.platform.startswith("linux"):
             return [first] * config.workers
-        # The first is there to notice another server; sockets that share an address do not.
+        # The first is there to notice another server, which sockets that share an address do not.
         address = first.getsockname()
-        first.listen(1)
         first.close()
-        sockets = []
-        for _ in range(config.workers):
-            one = socket.socket(family, kind)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            one.bind(address)
-            sockets.append(one)
-        return sockets
+        return [bound(address, "SO_REUSEPORT") for _ in range(config.workers)]
     except OSError as error:
+        for one in sockets:
+            one.close()
         reason = error.strerror or error
         raise OptionError(
             f"expected a free port on an address of this machine, got {config.host}:{config.port}: {reason}; "
