@@ -1,6 +1,6 @@
 """A seeded encoder without a model, fast enough to make a million vectors while one waits.
 
-It lets the benchmark measure faiss and the way to it. It says nothing about how well, or how fast, a real model encodes.
+It lets the benchmark measure faiss and the way to it. It says nothing about how well or how fast a real model encodes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class HashingEncoder:
     """Sums one random vector for each word, longer words weighing more because they are rarer; length 1."""
 
     dimension = DIMENSION
-    description: Mapping[str, Any] = {"hashing": 1, "dimension": DIMENSION}  # noqa: RUF012
+    description: Mapping[str, Any] = {"hashing": 1, "dimension": DIMENSION}
 
     def __init__(self) -> None:
         self._vectors = np.random.default_rng(0).standard_normal((_BUCKETS, DIMENSION), dtype=np.float32)

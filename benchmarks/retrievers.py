@@ -4,11 +4,11 @@
     python -m benchmarks.retrievers --sizes 10000 100000 --kinds bm25 Flat --data DIR
     python -m benchmarks.retrievers --in-env --help      # trains agents with each retriever instead
 
-Every cell (a corpus, a kind of index, a measure) runs in a process of its own with one thread; `benchmarks.retriever_cells`
-says how. Generated corpora are those of `benchmarks.corpora`; dense vectors are made by `benchmarks.hashing_encoder`, so
-that what is measured is faiss and the way to it, not encoding. Finished cells are kept in the output file, also when the
-run is stopped, and measured again only with ``--again``. The tables in ``docs/scale.md`` are remade at the end. With the
-default sizes it takes about half an hour and 8 GB of disk.
+Every cell (a corpus, a kind of index, a measure) runs in a process of its own with one thread, and times are CPU time;
+`benchmarks.retriever_cells` says how. Generated corpora are those of `benchmarks.corpora`. Dense vectors are made by
+`benchmarks.hashing_encoder`, so that what is measured is faiss and the way to it, not encoding. Finished cells are kept
+in the output file, also when the run is stopped, and measured again only with ``--again``. The tables in
+``docs/scale.md`` are remade at the end. The default takes about an hour and 8 GB of disk.
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ def cells(config: ScaleConfig) -> Iterator[Cell]:
             for measure in ("build", "serve", "compare"):
                 yield Cell(measure, name, kind, size, **common)
     if config.model and config.sizes:
-        yield Cell(
-            "encoding", f"{config.sizes[0]:,}".replace(",", "_"), "", config.sizes[0], model=config.model, **common
-        )
+        size, name = config.sizes[0], Path(config.model).name
+        yield Cell("encoding", f"{size:,}".replace(",", "_"), name, size, model=config.model, **common)
     if config.data:
         names = sorted(path.name.removesuffix("_corpus.jsonl") for path in config.data.glob("*_corpus.jsonl"))
         if not names:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/scale.md"
+WIKI_18 = 21_015_324
+DIMENSIONS = 768  # of e5-base-v2, the encoder of Search-R1
+MEASURED_DIMENSIONS = 128
+NPROBE = 32
+OPTIONS = {"real": " --data DATA", "encoding": " --model MODEL"}
+"""What the command needs beside the defaults to make a table."""
 Cells = Mapping[str, Mapping[str, Any]]
 
 
@@ -23,7 +30,7 @@ def write_page(results: Path, page: Path = PAGE) -> None:
 
 def with_table(page: str, name: str, table: str) -> str:
     """``page`` with ``table`` between the markers called ``name``."""
-    begin = f"<!-- {name}:begin (made by `python -m benchmarks.retrievers`; do not edit) -->"
+    begin = f"<!-- {name}:begin (made by `python -m benchmarks.retrievers{OPTIONS.get(name, '')}`; do not edit) -->"
     end = f"<!-- {name}:end -->"
     before, found, rest = page.partition(begin)
     if not found:
@@ -33,12 +40,26 @@ def with_table(page: str, name: str, table: str) -> str:
 
 def tables(cells: Cells) -> dict[str, str]:
     """Markdown tables by the name of their markers."""
-    return {"indexes": index_table(cells), "speed": speed_table(cells), "real": real_table(cells)}
+    return {
+        "indexes": index_table(cells),
+        "speed": speed_table(cells),
+        "real": real_table(cells),
+        "wiki18": wiki_table(cells),
+        "encoding": encoding_table(cells),
+    }
 
 
 def _pick(cells: Cells, measure: str, is_real: bool = False) -> list[Mapping[str, Any]]:
     rows = [cell for cell in cells.values() if cell["measure"] == measure]
-    return [cell for cell in rows if _is_size(cell["corpus"]) != is_real]
+    rows = [cell for cell in rows if _is_size(cell["corpus"]) != is_real]
+    return rows if is_real else sorted(rows, key=lambda cell: (int(cell["corpus"]), _order(cell["kind"])))
+
+
+_KINDS = ("bm25", "Flat", "HNSW32")
+
+
+def _order(kind: str) -> tuple[int, str]:
+    return (_KINDS.index(kind) if kind in _KINDS else len(_KINDS)), kind
 
 
 def _is_size(corpus: str) -> bool:
@@ -104,6 +125,50 @@ def real_table(cells: Cells) -> str:
             [serve["corpus"], f"{number:,}", *gold, f"{serve['queries_per_second']['512']:,.0f}", f"{ratio:.2f}"]
         )
     return _table(header, rows)
+
+
+def wiki_table(cells: Cells) -> str:
+    """What wiki-18 takes, scaled from the largest corpus that each index was measured on."""
+    largest: dict[str, Mapping[str, Any]] = {}
+    for serve in _pick(cells, "serve"):
+        largest["IVF" if serve["kind"].startswith("IVF") else serve["kind"]] = serve
+    header = ["index", "scaled from", "on disk, GB", "build, CPU hours of one core", "queries/s of one core, batch 512"]
+    rows = []
+    for kind, serve in largest.items():
+        build, size = _other(cells, serve, "build"), int(serve["corpus"])
+        disk, hours, rate = _scaled(kind, serve, build, size)
+        rows.append([serve["kind"], _corpus(serve), f"{disk:,.1f}", f"{hours:,.1f}", f"{rate:,.1f}"])
+    return _table(header, rows)
+
+
+def encoding_table(cells: Cells) -> str:
+    """How fast a real encoder is, and how long one core takes for wiki-18."""
+    header = ["encoder", "dimensions", "passages/s of one core", "queries/s of one core", "wiki-18, core days"]
+    rows = []
+    for cell in _pick(cells, "encoding"):
+        speed, queries = cell["passages_per_second"], cell["queries_per_second"]
+        days = WIKI_18 / speed / 86_400
+        rows.append([cell["kind"], str(cell["dimension"]), f"{speed:,.1f}", f"{queries:,.0f}", f"{days:,.1f}"])
+    return _table(header, rows)
+
+
+def _scaled(kind: str, serve: Mapping[str, Any], build: Mapping[str, Any], size: int) -> tuple[float, float, float]:
+    """Gigabytes, CPU hours and queries per second for wiki-18; ``docs/scale.md`` says why."""
+    more, wider = WIKI_18 / size, DIMENSIONS / MEASURED_DIMENSIONS
+    megabytes, hours, rate = build["size_mb"], build["cpu_seconds"] / 3600, serve["queries_per_second"]["512"]
+    vectors = size * MEASURED_DIMENSIONS * 4 / 1e6
+    if kind == "bm25":
+        return megabytes * more / 1e3, hours * more, rate / more
+    if kind == "Flat":
+        return vectors * wider * more / 1e3, hours * more, rate / more / wider
+    if kind == "IVF":
+        lists = int(serve["kind"][3:].partition(",")[0])
+        wanted = 2 ** ((WIKI_18.bit_length() - 1) // 2)
+        scanned = (WIKI_18 * NPROBE / wanted) / (size * min(1.0, NPROBE / lists))
+        return megabytes * more / 1e3, hours * more, rate / scanned
+    growth = math.log(WIKI_18) / math.log(size)
+    graph = megabytes - vectors
+    return (vectors * wider + graph) * more / 1e3, hours * more * growth * wider, rate / growth / wider
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def test_the_fast_search_equals_the_slow_one_over_many_blocks(k: int) -> None:
     postings, queries = some_postings(rng, 60_000, 6), some_queries(rng, 12, 6)
     assert postings.num_documents > 3 * _bm25_search._DOCUMENTS_A_BLOCK
     assert search_numba(postings, queries, k) == search_numpy(postings, queries, k)
+
+
+def test_threads_of_a_server_do_not_disturb_each_other() -> None:
+    rng = np.random.default_rng(1)
+    postings = some_postings(rng, 20_000, 6)
+    batches = [some_queries(rng, 8, 6) for _ in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda queries: search_numba(postings, queries, 5, threads=2), batches))
+    assert found == [search_numpy(postings, queries, 5) for queries in batches]
 
 
 def test_auto_is_numba_from_a_size_on(monkeypatch: pytest.MonkeyPatch) -> None:

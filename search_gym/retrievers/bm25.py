@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "numba", "numpy"]
 
 K1, B = 1.2, 0.75
-NUMBA_FROM = 20_000  # documents; loading numba takes about a second, which fewer of them never win back
+NUMBA_FROM = 20_000  # documents; fewer hardly win back the seconds of the first compilation
 
 
 class BM25Retriever:
