@@ -152,7 +152,7 @@ def server(corpus: Path) -> Iterator[ServerProcess]:
 def options(name: str, run_dir: Path, server: ServerProcess, **env: Any) -> Any:
     retriever = f"http(url={server.url}, retries=1, backoff=0.01, breaker_seconds=0)"
     environment = EnvConfig(retriever=retriever, retrieval_timeout=60.0, reward="format", **env)
-    return config(name, run_dir, updates=4, save_every=100, env=environment)
+    return config(name, run_dir, updates=4, save_every=100, group_size=2, env=environment)  # pairs tie often
 
 
 @pytest.mark.parametrize("name", ["ppo", "dapo"])
