@@ -92,7 +92,7 @@ class Corpus(Sequence[Document]):
                 "do: make the corpus anew"
             )
         self._size = size
-        self._batches = [tuple(_strings(column) for column in batch.columns) for batch in table.to_batches()]
+        self._columns = [[_buffers(chunk) for chunk in column.chunks] for column in table.columns]
 
     def __len__(self) -> int:
         return self._size
@@ -121,25 +121,26 @@ class Corpus(Sequence[Document]):
         self, indices: Sequence[int] | npt.NDArray[np.integer], scores: Iterable[float] | None = None
     ) -> list[Document]:
         """The documents at ``indices`` (n,), from 0 on, with ``scores`` (n,) if given."""
-        batches = self._batches
-        found: list[Document] = []
-        for index, score in zip(indices, repeat(0.0) if scores is None else scores, strict=scores is not None):
-            batch, row = divmod(int(index), _ROWS_A_BATCH)
-            ids, titles, texts = batches[batch]
-            found.append(Document(_string(ids, row), _string(titles, row), _string(texts, row), score))
-        return found
+        places = [divmod(index, _ROWS_A_BATCH) for index in map(int, indices)]
+        columns = [
+            [
+                str(data[starts[row] : starts[row + 1]], "utf-8")
+                for batch, row in places
+                for starts, data in (batches[batch],)
+            ]
+            for batches in self._columns
+        ]
+        given = repeat(0.0, len(places)) if scores is None else scores
+        return [Document(*values) for values in zip(*columns, given, strict=True)]
 
 
-def _strings(column: Any) -> tuple[memoryview, memoryview]:
-    """The buffers of an Arrow array of strings: where each begins, and the bytes of all."""
+def _buffers(column: Any) -> tuple[memoryview, memoryview]:
+    """The buffers of an Arrow array of strings: where each begins, and the bytes of all.
+
+    They are read without Arrow, which makes an object of C++ for each string and takes twice as long.
+    """
     _, starts, data = column.buffers()
     return memoryview(starts).cast("i"), memoryview(b"" if data is None else data)
-
-
-def _string(column: tuple[memoryview, memoryview], row: int) -> str:
-    # Arrow's own way makes an object of C++ for each string, which takes twice as long.
-    starts, data = column
-    return str(data[starts[row] : starts[row + 1]], "utf-8")
 
 
 def write_corpus(documents: Iterable[Document], path: str | Path) -> Corpus:

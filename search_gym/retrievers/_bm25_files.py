@@ -10,6 +10,7 @@ import json
 import shutil
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -28,6 +29,7 @@ from search_gym.retrievers._ranking import words
 
 _DOCUMENTS_A_RUN = 100_000
 _POSTINGS_A_MERGE = 8_000_000
+_WORDS_KEPT = 2**14
 _ARRAYS = {"data": np.float32, "indices": np.int32, "indptr": np.int64}
 
 
@@ -40,6 +42,8 @@ class Vocabulary:
         # Memory views, because numbers taken out of them are Python's.
         self._starts: memoryview[int] = _open(path / "words.starts.npy").data
         self._slots: memoryview[int] = _open(path / "words.slots.npy").data
+        self.term = lru_cache(_WORDS_KEPT)(self._find)
+        """The number of a word, None if no document holds it."""
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -49,8 +53,7 @@ class Vocabulary:
         """Whether the three files are as long as they say of each other."""
         return len(self._bytes) == self._starts[-1] and len(self._slots) == _table_size(len(self))
 
-    def term(self, word: str) -> int | None:
-        """The number of ``word``, None if no document holds it."""
+    def _find(self, word: str) -> int | None:
         key = word.encode()
         slot = crc32(key) & (len(self._slots) - 1)
         while (term := self._slots[slot]) >= 0:

@@ -154,7 +154,7 @@ def _open(
 def build(corpus: Corpus, path: Path, *, k1: float = K1, b: float = B) -> None:
     """Write an index of ``corpus`` into the folder ``path``, with k1 and b as in `make`; bm25s reads it too.
 
-    Memory grows with the number of different words, not of documents. A build that was stopped goes on where it was.
+    Memory grows with the number of different words, and by some bytes a document. A build that was stopped goes on.
 
     Raises:
         CorpusError: no document holds a word. OptionError: ``k1`` or ``b`` out of range.
