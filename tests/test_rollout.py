@@ -14,10 +14,12 @@ from agents.rollout import Rollout, TurnEvent, collate, collect, collect_waves
 from agents.tiny import TinyConfig, TinyForCausalLM
 from search_gym import ByteCodec, Document, Question, SearchGymError, Span
 from search_gym.codec import WordCodec
+from search_gym.errors import PartialRetrievalError, RetrievalError
 
 CODEC = ByteCodec()
 TURNS = {
     "search": "<search>capital</search>",
+    "failing": "<search>fail</search>",
     "answer": "<answer>right</answer>",
     "wrong": "<think>well</think><answer>wrong</answer>",
     "babble": "so it goes\x00",  # the last character stands for EOS
@@ -33,7 +35,13 @@ def encode(text):
 
 class StubRetriever:
     def search(self, queries, k):
-        return [[Document(str(i), f"Title {i}", f"about {query}") for i in range(k)] for query in queries]
+        found = [[Document(str(i), f"Title {i}", f"about {query}") for i in range(k)] for query in queries]
+        if "fail" in queries:
+            results = [
+                RetrievalError("no") if query == "fail" else one for query, one in zip(queries, found, strict=True)
+            ]
+            raise PartialRetrievalError("some failed", results)
+        return found
 
 
 class ScriptedGenerator:
@@ -78,6 +86,7 @@ def make(scripts, num_envs=None, **limits):
     options = {
         "questions": questions,
         "retriever": StubRetriever(),
+        "on_retrieval_error": "observe",
         "codec": CODEC,
         "prompt_fn": str,
         "max_turns": 2,
@@ -93,12 +102,13 @@ def reference(scripts, index, **limits):
     """What `collect` should return for one question, from the single environment."""
     env = make(scripts, **limits)
     prompt, _ = env.reset(options={"question_index": index})
-    turns, logprobs, ended = [], [], False
+    turns, logprobs, num_failures, ended = [], [], 0, False
     while not ended:
         ids = encode(TURNS[scripts[CODEC.decode(prompt)][len(turns)]])[: env.episode.turn_tokens_left]
         logprobs.append(logprobs_of(len(turns), len(ids)))
         _, reward, terminated, truncated, info = env.step(ids)
         turns.append(TurnEvent(info["event"], info["content"]))
+        num_failures += info["retrieval_failed"]
         ended = terminated or truncated
     transcript = env.transcript
     return Rollout(
@@ -113,6 +123,7 @@ def reference(scripts, index, **limits):
         truncated=truncated,
         turns=tuple(turns),
         num_searches=info["num_searches"],
+        num_retrieval_failures=num_failures,
     ), info
 
 

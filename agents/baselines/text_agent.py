@@ -144,6 +144,7 @@ class _Playing:
     completions: list[Completion] = field(default_factory=list)
     turns: list[TurnEvent] = field(default_factory=list)
     reward: float = 0.0
+    num_retrieval_failures: int = 0
 
     def go_on(self, result: Any) -> None:
         if isinstance(self.step, Complete):
@@ -196,6 +197,7 @@ def play_wave(
                     f"{envs.task.codec.decode(actions[slot])!r}; do: take another codec, such as 'byte'"
                 )
             one.reward += float(rewards[slot])
+            one.num_retrieval_failures += int(infos["retrieval_failed"][slot])
             if terminated[slot] or truncated[slot]:
                 one.script.close()
                 del playing[slot]
@@ -238,6 +240,7 @@ def _finish(one: _Playing, envs: SearchVectorEnv, slot: int, index: int, num_sea
         truncated=not terminated,
         turns=tuple(one.turns),
         num_searches=num_searches,
+        num_retrieval_failures=one.num_retrieval_failures,
     )
     return TextEpisode(rollout, tuple(one.completions))
 
