@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,27 @@ def test_presets_are_what_the_models_were_trained_with() -> None:
         assert (gte.model, gte.query_prefix + gte.passage_prefix, gte.pooling) == (f"thenlper/gte-{size}", "", "mean")
     assert ENCODERS["all-MiniLM-L6-v2"].model == "sentence-transformers/all-MiniLM-L6-v2"
     assert all(preset.model.endswith(f"/{name}") for name, preset in {**ENCODERS, **CROSS_ENCODERS}.items())
+
+
+def encoder_rows() -> list[str]:
+    """The rows of the page's first table."""
+    return [
+        f"| `{name}` | {preset.model} | {f'`{preset.query_prefix}`' if preset.query_prefix else ''} | "
+        f"{f'`{preset.passage_prefix}`' if preset.passage_prefix else ''} | {preset.pooling} | {preset.max_length} |"
+        for name, preset in ENCODERS.items()
+    ]
+
+
+def cross_encoder_rows() -> list[str]:
+    return [f"| `{name}` | {preset.model} | {preset.max_length} |" for name, preset in CROSS_ENCODERS.items()]
+
+
+@pytest.mark.parametrize(("table", "rows"), [("encoders", encoder_rows()), ("cross-encoders", cross_encoder_rows())])
+def test_the_page_lists_the_presets(table: str, rows: list[str]) -> None:
+    page = (ROOT / "docs" / "dense.md").read_text(encoding="utf-8")
+    (inside,) = re.findall(rf"<!-- {table}:begin -->\n(.*?)<!-- {table}:end -->", page, flags=re.DOTALL)
+    assert inside.splitlines()[2:] == rows
+    assert all(preset.normalize for preset in ENCODERS.values()), "the page says so"
 
 
 def test_a_name_on_the_hub_is_found_in_its_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
