@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ Metrics = Sequence[Mapping[str, float]]
 INK, SOFT, LINE = "#1d2430", "#59616e", "#d8dde5"
 _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"}
 # Okabe and Ito's colours, which stay apart for colour-blind readers, on white and on dark pages.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STYLE = {
     "font.size": 9.5,
     "text.color": INK,
@@ -61,9 +62,18 @@ def write_png(metrics: Metrics, path: Path) -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed. SearchGymError: no known metric has two finite values.
     """
+    save_png(lambda: _draw(metrics), path)
+
+
+def save_png(draw: Callable[[], Figure], path: Path, *, dpi: int = 150) -> None:
+    """Write the figure that ``draw`` makes, in the style of all charts, into a PNG file.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     matplotlib = require("matplotlib", extra="agents")
     with matplotlib.rc_context(_STYLE):
-        _draw(metrics).savefig(path, format="png", dpi=150, facecolor="white")
+        draw().savefig(path, format="png", dpi=dpi, facecolor="white")
 
 
 def to_svg(metrics: Metrics) -> str:
@@ -72,15 +82,24 @@ def to_svg(metrics: Metrics) -> str:
     Raises:
         MissingDependencyError: matplotlib is not installed. SearchGymError: no known metric has two finite values.
     """
+    return svg_of(lambda: _draw(metrics), "Learning curves")
+
+
+def svg_of(draw: Callable[[], Figure], label: str) -> str:
+    """The figure that ``draw`` makes as an SVG element that follows the page's colours; ``label`` is read aloud.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     matplotlib = require("matplotlib", extra="agents")
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        _draw(metrics).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
-    return svg.replace("<svg ", '<svg role="img" aria-label="Learning curves" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
 def _draw(metrics: Metrics) -> Figure:
@@ -125,7 +144,7 @@ def _draw_panel(
     limits: tuple[float | None, float | None],
     lines: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
 ) -> None:
-    for (label, (updates, values)), color in zip(lines.items(), _COLORS * len(lines), strict=False):
+    for (label, (updates, values)), color in zip(lines.items(), COLORS * len(lines), strict=False):
         axes.plot(updates, values, color=color, linewidth=0.8, alpha=0.4)
         averages = smooth(values, len(values) // 40)
         axes.plot(updates, averages, color=color, linewidth=1.8, label=label.replace("$", r"\$"))

@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -26,18 +26,28 @@ from agents.evaluate import evaluate
 from agents.runlog import write_json
 from agents.tasks import make_envs
 
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], *, jobs: int, description: str
+) -> list[Result]:
+    """``function(*task)`` for each task, in their order, ``jobs`` at a time in processes of their own."""
+    # Child processes start from a clean interpreter, because torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = [pool.submit(function, *task) for task in tasks]
+        for _ in track(as_completed(futures), description, total=len(futures), console=Console(stderr=True)):
+            pass
+        return [future.result() for future in futures]
+
 
 def run_all(
     runs: Sequence[tuple[str, TrainConfig]], *, jobs: int, questions_per_kind: int, description: str = "runs"
 ) -> list[dict[str, Any]]:
     """The results of `run_one` for each algorithm and its options, in their order, ``jobs`` at a time."""
-    # Child processes start from a clean interpreter, because torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        futures = [pool.submit(run_one, name, config, questions_per_kind) for name, config in runs]
-        for _ in track(as_completed(futures), description, total=len(futures), console=Console(stderr=True)):
-            pass
-        return [future.result() for future in futures]
+    tasks = [(name, config, questions_per_kind) for name, config in runs]
+    return in_processes(run_one, tasks, jobs=jobs, description=description)
 
 
 def machine() -> dict[str, Any]:
