@@ -80,7 +80,7 @@ def test_a_run_is_complete_finite_and_can_be_loaded(algorithm: ModuleType, base:
     assert [row["update"] for row in rows] == [1, 2, 3]
     assert {key for row in rows for key in row} == set(rows[0])
     assert all(math.isfinite(value) for row in rows for value in row.values())
-    assert {key.split("/")[0] for key in rows[0]} == {"update", "rollout", "loss", "time"}
+    assert {key.split("/")[0] for key in rows[0]} == {"update", "env", "rollout", "loss", "time"}
     assert max(row["loss/logprob_mismatch_max"] for row in rows) < 1e-4
 
     state = read_state(run_dir)
