@@ -48,8 +48,8 @@ class Decoder(Protocol):
         """Append one token, at ``positions``, to each of the first R rows: logits of the next ones."""
         ...
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Make the first ``length`` columns of ``target`` those of ``source``."""
+    def copy_rows(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Make the first ``length`` columns of each of ``targets`` those of its source."""
         ...
 
 
@@ -68,6 +68,12 @@ def load(model: PreTrainedModel, *, dtype: torch.dtype | None = None, ops: Ops |
 
         return TinyDecoder(model)
     return None
+
+
+def knows(model: PreTrainedModel) -> bool:
+    """Whether `load` has a decoder for ``model``."""
+    kind = model.config.get_text_config().model_type
+    return kind == "search_gym_tiny" or (kind in LLAMAS and _is_plain(model))
 
 
 def choose_ops(device: torch.device) -> Ops:
@@ -297,10 +303,10 @@ class LlamaDecoder:
             normed.append(self.ops.add_rms_norm(flat, None, weight, self._eps, self.dtype)[1].view(part.shape))
         return torch.cat((*normed, parts[2]), dim=1)
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
+    def copy_rows(self, sources: list[int], targets: list[int], length: int) -> None:
         for cache in (self._keys, self._values):
             for layer in cache:
-                layer[target, :, :length] = layer[source, :, :length]
+                layer[targets, :, :length] = layer[sources, :, :length]
 
 
 def make_chunk(
@@ -310,5 +316,3 @@ def make_chunk(
     token_rows = torch.tensor(rows).repeat_interleave(torch.tensor(counts))
     positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
     return Chunk(rows, starts, counts, token_rows.to(device), positions.to(device))
-
-

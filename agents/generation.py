@@ -1,14 +1,16 @@
 """Sampling turns from a causal LM for many episodes at once, with a key-value cache that lives as long as an episode.
 
-``Generator`` is the protocol; ``CachedGenerator`` is the simple engine, for any Hugging Face causal LM that has an
-attention cache.
+``Generator`` is the protocol. ``CachedGenerator`` is the simple engine, for any Hugging Face causal LM that has an
+attention cache; `agents.fast_generation` is the fast one, for the models that `agents.decoders` knows. Both give the
+same tokens for the same seed. `make_generator` chooses.
 """
 
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,8 @@ from agents.policy import logprobs_at, takes_logits_to_keep, tempered
 from search_gym.codec import TokenCodec, TokenIds
 from search_gym.errors import OptionError
 from search_gym.tags import closes_turn
+
+Engine = Literal["auto", "simple", "fast"]
 
 _NO_TOKENS: TokenIds = np.empty(0, dtype=np.int64)
 
@@ -43,6 +47,10 @@ class Generator(Protocol):
         """
         ...
 
+    def place(self, slots: Sequence[int], episodes: Sequence[int]) -> None:
+        """Empty ``slots`` for the episodes with these numbers, whose ``first_episode`` is not added any more."""
+        ...
+
     def extend(self, slots: Sequence[int], token_ids: Sequence[TokenIds]) -> None:
         """Append a prompt or an observation, (n,) ids for each of ``slots``, to what the slot holds."""
         ...
@@ -55,12 +63,69 @@ class Generator(Protocol):
         """
         ...
 
+    def begin(self, slots: Sequence[int], max_tokens: Sequence[int]) -> None:
+        """Open a turn in each of ``slots``, which `advance` will sample."""
+        ...
+
+    def advance(self) -> list[tuple[int, SampledTurn]]:
+        """Go on with the open turns until some have ended: those, each with its slot. Without open turns, none."""
+        ...
+
     def drop(self, slots: Sequence[int]) -> None:
         """Forget ``slots``: their episodes have ended."""
         ...
 
 
-class CachedGenerator:
+class WholeTurns(ABC):
+    """`Generator.begin` and `Generator.advance` for an engine that samples the turns of many slots together."""
+
+    _opened: dict[int, int] | None = None
+
+    @abstractmethod
+    def sample(self, slots: Sequence[int], max_tokens: Sequence[int]) -> list[SampledTurn]:
+        """See `Generator.sample`."""
+
+    def begin(self, slots: Sequence[int], max_tokens: Sequence[int]) -> None:
+        """Remember the turns for the next `advance`."""
+        self._opened = {**(self._opened or {}), **dict(zip(slots, max_tokens, strict=True))}
+
+    def advance(self) -> list[tuple[int, SampledTurn]]:
+        """Sample all open turns to their ends."""
+        opened, self._opened = self._opened or {}, {}
+        return list(zip(opened, self.sample(list(opened), list(opened.values())), strict=True)) if opened else []
+
+
+def make_generator(
+    model: PreTrainedModel,
+    codec: TokenCodec,
+    *,
+    engine: Engine = "auto",
+    temperature: float = 1.0,
+    greedy: bool = False,
+    top_p: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Generator:
+    """The engine for ``model``: "fast", "simple", or with "auto" the fast one for every model that it knows.
+
+    ``dtype`` of the fast engine's products, by default the model's; other arguments as in `CachedGenerator`.
+
+    Raises:
+        OptionError: ``engine="fast"`` for a model that it does not know, or ``top_p`` out of range.
+    """
+    if engine != "simple":
+        from agents.fast_generation import FastGenerator
+
+        if FastGenerator.knows(model):
+            return FastGenerator(model, codec, temperature=temperature, greedy=greedy, top_p=top_p, dtype=dtype)
+        if engine == "fast":
+            raise OptionError(
+                f"expected a model that agents.decoders knows for engine='fast', got {model.config.model_type!r}; "
+                "do: use engine='simple', or write a Decoder for it"
+            )
+    return CachedGenerator(model, codec, temperature=temperature, greedy=greedy, top_p=top_p)
+
+
+class CachedGenerator(WholeTurns):
     """A ``Generator`` that feeds every token to the model once.
 
     Arguments:
@@ -87,8 +152,7 @@ class CachedGenerator:
         greedy: bool = False,
         top_p: float = 1.0,
     ) -> None:
-        if not 0 < top_p <= 1:
-            raise OptionError(f"expected top_p above 0 and at most 1, got {top_p}; do: use 1.0 to leave it out")
+        check_top_p(top_p)
         self.model = model
         self.codec = codec
         self.temperature = temperature
@@ -105,11 +169,13 @@ class CachedGenerator:
 
     def start(self, num_slots: int, seed: int, first_episode: int = 0) -> None:
         self.model.eval()
-        self._seed = seed
-        self._first_episode = first_episode
-        self._num_turns = [0] * num_slots
+        self._randomness = Randomness(num_slots, seed, first_episode)
         self._cache = SlotCache(num_slots, self.model.device)
         self._unfed: list[TokenIds] = [_NO_TOKENS] * num_slots  # what each slot holds beyond its cache
+
+    def place(self, slots: Sequence[int], episodes: Sequence[int]) -> None:
+        self.drop(slots)
+        self._randomness.place(slots, episodes)
 
     def extend(self, slots: Sequence[int], token_ids: Sequence[TokenIds]) -> None:
         for slot, ids in zip(slots, token_ids, strict=True):
@@ -127,15 +193,9 @@ class CachedGenerator:
         Raises:
             OptionError: a slot holds no token to go on from, or may not sample a single one.
         """
-        limits = np.asarray(max_tokens, dtype=np.int64)
-        empty = [slot for slot in slots if not self._unfed[slot].size]
-        if empty or limits.shape != (len(slots),) or not (limits > 0).all():
-            raise OptionError(
-                f"expected slots that hold tokens, and a positive max_tokens for each, got empty slots {empty} and "
-                f"max_tokens {limits.tolist()}; do: extend a slot with its prompt first, drop it when it is full"
-            )
+        limits = check_turns(slots, max_tokens, [self._unfed[slot].size for slot in slots])
         longest = int(limits.max())
-        uniforms = self._draw(slots, longest)
+        uniforms = torch.from_numpy(np.stack([self._randomness.draw(slot, longest) for slot in slots]))
         sampled = np.zeros((len(slots), longest), dtype=np.int64)
         logprobs = np.zeros((len(slots), longest), dtype=np.float32)
         counts = np.zeros(len(slots), dtype=np.int64)
@@ -162,15 +222,6 @@ class CachedGenerator:
         for slot, turn, count in zip(slots, sampled, counts, strict=True):
             self._unfed[slot] = turn[count - 1 : count]
         return [SampledTurn(sampled[turn, :n].copy(), logprobs[turn, :n].copy()) for turn, n in enumerate(counts)]
-
-    def _draw(self, slots: Sequence[int], length: int) -> Tensor:
-        """Random numbers (rows, ``length``) in [0, 1) for the next turn of each of ``slots``."""
-        rows = []
-        for slot in slots:
-            key = (self._seed, self._first_episode + slot, self._num_turns[slot])
-            rows.append(np.random.default_rng(key).random(length))
-            self._num_turns[slot] += 1
-        return torch.from_numpy(np.stack(rows))
 
     def _prefill(self, slots: Sequence[int], reserve: int) -> tuple[Block, Tensor]:
         """Feed what ``slots`` hold beyond the cache: their block, with ``reserve`` free columns, and last logits."""
@@ -202,14 +253,71 @@ class CachedGenerator:
 
     def _choose(self, logits: Tensor, uniforms: Tensor) -> tuple[TokenIds, npt.NDArray[np.float32]]:
         """A token for each row of ``logits`` (n, V), by inverting its distribution function at ``uniforms`` (n,)."""
-        scores = tempered(logits, self.temperature, self.codec.vocab_size)
-        if self.greedy:
-            ids = scores.argmax(dim=-1)
-        else:
-            cumulative = nucleus(scores.softmax(dim=-1), self.top_p).cumsum(dim=-1, dtype=torch.float64)
-            points = uniforms.to(scores.device)[:, None] * cumulative[:, -1:]
-            ids = torch.searchsorted(cumulative, points, right=True).squeeze(-1).clamp_max(scores.shape[-1] - 1)
-        return ids.cpu().numpy(), logprobs_at(scores, ids).cpu().numpy()
+        points = None if self.greedy else uniforms.to(logits.device)
+        ids, logprobs = choose(logits, points, self.temperature, self.codec.vocab_size, self.top_p)
+        return ids.cpu().numpy(), logprobs.cpu().numpy()
+
+
+class Randomness:
+    """The random numbers of turns, which depend on the seed, the episode's number and how many turns it has had."""
+
+    def __init__(self, num_slots: int, seed: int, first_episode: int) -> None:
+        self._seed = seed
+        self._episodes = list(range(first_episode, first_episode + num_slots))
+        self._num_turns = [0] * num_slots
+
+    def place(self, slots: Sequence[int], episodes: Sequence[int]) -> None:
+        """Let ``slots`` hold the episodes of these numbers, at their beginning."""
+        for slot, episode in zip(slots, episodes, strict=True):
+            self._episodes[slot], self._num_turns[slot] = episode, 0
+
+    def draw(self, slot: int, length: int) -> npt.NDArray[np.float64]:
+        """Numbers (``length``,) in [0, 1) for the next turn in ``slot``; a longer draw begins with a shorter one."""
+        key = (self._seed, self._episodes[slot], self._num_turns[slot])
+        self._num_turns[slot] += 1
+        return np.random.default_rng(key).random(length)
+
+
+def check_top_p(top_p: float) -> None:
+    """Raises OptionError: it is not above 0 and at most 1."""
+    if not 0 < top_p <= 1:
+        raise OptionError(f"expected top_p above 0 and at most 1, got {top_p}; do: use 1.0 to leave it out")
+
+
+def check_turns(
+    slots: Sequence[int], max_tokens: Sequence[int], num_unfed: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """``max_tokens`` as an array.
+
+    Raises:
+        OptionError: a slot holds no token to go on from, or may not sample a single one.
+    """
+    limits = np.asarray(max_tokens, dtype=np.int64)
+    empty = [slot for slot, count in zip(slots, num_unfed, strict=True) if not count]
+    if empty or limits.shape != (len(slots),) or not (limits > 0).all():
+        raise OptionError(
+            f"expected slots that hold tokens, and a positive max_tokens for each, got empty slots {empty} and "
+            f"max_tokens {limits.tolist()}; do: extend a slot with its prompt first, drop it when it is full"
+        )
+    return limits
+
+
+def choose(
+    logits: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Tokens (n,) and log-probabilities (n,) for ``logits`` (n, V), by inverting distribution functions at ``uniforms``.
+
+    Without ``uniforms``, the most probable tokens. Ids from ``vocab_size`` on are never chosen; log-probabilities are
+    those of the whole distribution, whatever ``top_p`` leaves out.
+    """
+    scores = tempered(logits, temperature, vocab_size)
+    if uniforms is None:
+        ids = scores.argmax(dim=-1)
+    else:
+        cumulative = nucleus(scores.softmax(dim=-1), top_p).cumsum(dim=-1, dtype=torch.float64)
+        points = uniforms[:, None] * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, points, right=True).squeeze(-1).clamp_max(scores.shape[-1] - 1)
+    return ids, logprobs_at(scores, ids)
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agents.generation import choose
+
 Activation = Literal["silu", "gelu_tanh"]
 EVERYTHING = 2**30
 """A window that hides nothing."""
@@ -163,16 +165,7 @@ class TorchOps:
 
         Without ``uniforms``, the most probable one. Ids from ``vocab_size`` on have probability 0.
         """
-        scores = logits[:, :vocab_size].float()
-        if temperature != 1:
-            scores = scores / temperature
-        if uniforms is None:
-            ids = scores.argmax(dim=-1)
-        else:
-            cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-            points = uniforms[:, None] * cumulative[:, -1:]
-            ids = torch.searchsorted(cumulative, points, right=True).squeeze(-1).clamp_max(vocab_size - 1)
-        return ids, scores.gather(-1, ids[:, None]).squeeze(-1) - scores.logsumexp(dim=-1)
+        return choose(logits, uniforms, temperature, vocab_size)
 
 
 def _attend(
