@@ -309,9 +309,7 @@ class LlamaDecoder:
                 layer[targets, :, :length] = layer[sources, :, :length]
 
 
-def make_chunk(
-    rows: Sequence[int], starts: Sequence[int], counts: Sequence[int], device: torch.device
-) -> Chunk:
+def make_chunk(rows: Sequence[int], starts: Sequence[int], counts: Sequence[int], device: torch.device) -> Chunk:
     """The chunk of these runs, its tensors on ``device``."""
     token_rows = torch.tensor(rows).repeat_interleave(torch.tensor(counts))
     positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])

@@ -284,9 +284,7 @@ def check_top_p(top_p: float) -> None:
         raise OptionError(f"expected top_p above 0 and at most 1, got {top_p}; do: use 1.0 to leave it out")
 
 
-def check_turns(
-    slots: Sequence[int], max_tokens: Sequence[int], num_unfed: Sequence[int]
-) -> npt.NDArray[np.int64]:
+def check_turns(slots: Sequence[int], max_tokens: Sequence[int], num_unfed: Sequence[int]) -> npt.NDArray[np.int64]:
     """``max_tokens`` as an array.
 
     Raises:

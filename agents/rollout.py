@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agents.generation import Generator
+from agents.generation import Generator, SampledTurn
 from search_gym import Question, SearchGymError, SearchVectorEnv, Span
+from search_gym.vector_env import Sent
 
 TokenIds = npt.NDArray[np.int64]
 
@@ -61,17 +62,33 @@ def collect(
     *,
     first_episode: int = 0,
     on_progress: Callable[[int], None] | None = None,
+    overlap: bool = False,
 ) -> list[Rollout]:
-    """Run one episode for each entry of ``question_index``, in waves of ``envs.num_envs``, and keep their order.
+    """Run one episode for each entry of ``question_index`` and keep their order.
 
-    ``seed`` and an episode's number, counted from ``first_episode``, decide every token that it samples, whatever the
-    number of environments. ``on_progress`` is told after each turn how many episodes have finished.
+    A slot whose episode has ended takes up the next question at once. ``seed`` and an episode's number, counted from
+    ``first_episode``, decide every token that it samples, whatever the number of environments. ``on_progress`` is told
+    how many episodes have finished, after each step in which some have.
+
+    ``overlap``: search in a thread while other slots go on. Which slots take their next turn together then depends on
+    when documents arrive, which changes nothing but rounding.
 
     Raises:
         ValueError: fewer questions than environments.
+        SearchGymError: the generator does not stop where a turn ends. RetrievalError: see `SearchVectorEnv.send`.
     """
-    waves = collect_waves(envs, generator, question_index, seed, first_episode=first_episode, on_progress=on_progress)
-    return [rollout for wave in waves for rollout in wave]
+    indices = _checked(question_index, envs)
+    play = _Play(envs, generator, indices, seed, first_episode)
+    while play.num_finished < len(indices):
+        before = play.num_finished
+        play.fill()
+        ended = generator.advance()
+        if ended:
+            play.send(ended, background=overlap)
+        play.receive(wait=not ended)
+        if on_progress is not None and play.num_finished > before:
+            on_progress(play.num_finished)
+    return play.rollouts
 
 
 def collect_waves(
@@ -83,85 +100,153 @@ def collect_waves(
     first_episode: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[list[Rollout]]:
-    """`collect`, one wave at a time; the last one may be smaller than ``envs.num_envs``."""
+    """`collect` for ``envs.num_envs`` questions at a time, so that what is finished can be kept; the last wave may be
+    smaller."""
+    indices = _checked(question_index, envs)
+    for start in range(0, len(indices), envs.num_envs):
+        part = indices[start : start + envs.num_envs]
+        play = _Play(envs, generator, part, seed, first_episode + start)
+        while play.num_finished < len(part):
+            before = play.num_finished
+            play.fill()
+            play.send(generator.advance())
+            play.receive(wait=True)
+            if on_progress is not None and play.num_finished > before:
+                on_progress(start + play.num_finished)
+        yield play.rollouts
+
+
+def _checked(question_index: Sequence[int] | npt.NDArray[np.int64], envs: SearchVectorEnv) -> npt.NDArray[np.int64]:
     indices = np.asarray(question_index, dtype=np.int64)
     if len(indices) < envs.num_envs:
         raise ValueError(
             f"expected at least {envs.num_envs} questions, one for each environment, got {len(indices)}; "
             "do: make fewer environments"
         )
-    for start in range(0, len(indices), envs.num_envs):
-        part = indices[start : start + envs.num_envs]
-        report = None if on_progress is None else lambda done, base=start: on_progress(base + done)
-        yield _collect_wave(envs, generator, part, seed, first_episode + start, report)
+    return indices
 
 
-def _collect_wave(
-    envs: SearchVectorEnv,
-    generator: Generator,
-    question_index: npt.NDArray[np.int64],
-    seed: int,
-    first_episode: int,
-    on_progress: Callable[[int], None] | None,
-) -> list[Rollout]:
-    num_slots = len(question_index)
-    slots = np.arange(envs.num_envs)
-    padded = np.resize(question_index, envs.num_envs)
-    options = {"question_index": padded, "reset_mask": slots < num_slots}
-    observations, _ = envs.reset(seed=seed, options=options)
+@dataclass(slots=True)
+class _Record:
+    """What the environment does not know of the episode in a slot."""
 
-    generator.start(num_slots, seed, first_episode)
-    active = list(range(num_slots))
-    generator.extend(active, [observations[slot] for slot in active])
-    logprobs: list[list[npt.NDArray[np.float32]]] = [[] for _ in active]
-    turns: list[list[TurnEvent]] = [[] for _ in active]
-    rewards = np.zeros(num_slots)
-    terminated = truncated = np.zeros(envs.num_envs, dtype=np.bool_)
-    num_searches, num_failures = np.zeros((2, num_slots), dtype=np.int64)
-    idle = np.zeros(0, dtype=np.int64)
-    while active:
-        samples = generator.sample(active, [envs.episodes[slot].turn_tokens_left for slot in active])
-        actions = [idle] * envs.num_envs
-        for slot, sample in zip(active, samples, strict=True):
-            actions[slot] = sample.token_ids
-        observations, step_rewards, terminated, truncated, infos = envs.step(actions)
-        for slot, sample in zip(active, samples, strict=True):
-            if infos["num_consumed"][slot] != len(sample.token_ids) or infos["event"][slot] == "open":
+    number: int
+    logprobs: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    turns: list[TurnEvent] = field(default_factory=list)
+    reward: float = 0.0
+    num_failures: int = 0
+
+
+class _Play:
+    """Episodes 0, 1, ... of ``question_index`` in as many slots as there are, and the rollouts of those that ended."""
+
+    def __init__(
+        self,
+        envs: SearchVectorEnv,
+        generator: Generator,
+        question_index: npt.NDArray[np.int64],
+        seed: int,
+        first_episode: int,
+    ) -> None:
+        self._envs, self._generator = envs, generator
+        self._question_index, self._first_episode = question_index, first_episode
+        num_slots = min(envs.num_envs, len(question_index))
+        self._free = list(range(num_slots))
+        self._begun = 0
+        self._records: dict[int, _Record] = {}
+        self._sent: list[tuple[Sent, dict[int, SampledTurn]]] = []
+        self._finished: dict[int, Rollout] = {}
+        generator.start(num_slots, seed, first_episode)
+
+    @property
+    def num_finished(self) -> int:
+        return len(self._finished)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts in the order of their questions, when all have ended."""
+        return [self._finished[number] for number in range(len(self._question_index))]
+
+    def fill(self) -> None:
+        """Begin an episode in every free slot for which there is a question left."""
+        envs, generator = self._envs, self._generator
+        slots = self._free[: len(self._question_index) - self._begun]
+        if not slots:
+            return
+        self._free = self._free[len(slots) :]
+        numbers = range(self._begun, self._begun + len(slots))
+        self._begun += len(slots)
+        mask = np.zeros(envs.num_envs, dtype=np.bool_)
+        mask[slots] = True
+        questions = np.zeros(envs.num_envs, dtype=np.int64)
+        questions[slots] = self._question_index[list(numbers)]
+        prompts, _ = envs.reset(options={"question_index": questions, "reset_mask": mask})
+        generator.place(slots, [self._first_episode + number for number in numbers])
+        for slot, number in zip(slots, numbers, strict=True):
+            self._records[slot] = _Record(number)
+        self._begin_turns(slots, [prompts[slot] for slot in slots])
+
+    def _begin_turns(self, slots: Sequence[int], observations: Sequence[TokenIds]) -> None:
+        self._generator.extend(slots, observations)
+        self._generator.begin(slots, [self._envs.episode(slot).turn_tokens_left for slot in slots])
+
+    def send(self, ended: Sequence[tuple[int, SampledTurn]], *, background: bool = False) -> None:
+        """Hand turns that have ended to the environment."""
+        slots, turns = [slot for slot, _ in ended], [turn.token_ids for _, turn in ended]
+        self._sent.append((self._envs.send(slots, turns, background=background), dict(ended)))
+
+    def receive(self, *, wait: bool) -> None:
+        """Take what the environment answers, as far as it has; with ``wait``, at least one answer."""
+        if wait and self._sent and not any(sent.is_ready for sent, _ in self._sent):
+            self._take(*self._sent.pop(0))
+        ready = [entry for entry in self._sent if entry[0].is_ready]
+        self._sent = [entry for entry in self._sent if not entry[0].is_ready and entry not in ready]
+        for sent, turns in ready:
+            self._take(sent, turns)
+
+    def _take(self, sent: Sent, turns: Mapping[int, SampledTurn]) -> None:
+        goes_on: list[int] = []
+        observations: list[TokenIds] = []
+        for slot, result in zip(sent.slots, self._envs.recv(sent), strict=True):
+            observation, reward, terminated, truncated, info = result
+            turn, record = turns[slot], self._records[slot]
+            if info["num_consumed"] != len(turn.token_ids) or info["event"] == "open":
                 raise SearchGymError(
-                    f"expected the generator to stop where the turn ends, got {len(sample.token_ids)} tokens of which "
-                    f"{infos['num_consumed'][slot]} belong to a turn that is {infos['event'][slot]!r}; "
+                    f"expected the generator to stop where the turn ends, got {len(turn.token_ids)} tokens of which "
+                    f"{info['num_consumed']} belong to a turn that is {info['event']!r}; "
                     "do: stop at the first token whose text makes search_gym.tags.closes_turn true"
                 )
-            logprobs[slot].append(sample.logprobs)
-            turns[slot].append(TurnEvent(str(infos["event"][slot]), str(infos["content"][slot])))
-            num_searches[slot] = infos["num_searches"][slot]
-            num_failures[slot] += infos["retrieval_failed"][slot]
-        rewards += step_rewards[:num_slots]
-        has_ended = terminated | truncated
-        generator.drop([slot for slot in active if has_ended[slot]])
-        active = [slot for slot in active if not has_ended[slot]]
-        if active:
-            generator.extend(active, [observations[slot] for slot in active])
-        if on_progress is not None:
-            on_progress(num_slots - len(active))
+            record.logprobs.append(turn.logprobs)
+            record.turns.append(TurnEvent(info["event"], info["content"]))
+            record.num_failures += info["retrieval_failed"]
+            record.reward += reward
+            if terminated or truncated:
+                self._finish(slot, terminated, info["num_searches"])
+            else:
+                goes_on.append(slot)
+                observations.append(observation)
+        if goes_on:
+            self._begin_turns(goes_on, observations)
 
-    return [
-        Rollout(
+    def _finish(self, slot: int, terminated: bool, num_searches: int) -> None:
+        self._generator.drop([slot])
+        self._free.append(slot)
+        record, episode = self._records.pop(slot), self._envs.episode(slot)
+        transcript = episode.transcript
+        self._finished[record.number] = Rollout(
             question=episode.question,
-            question_index=int(question_index[slot]),
-            token_ids=episode.transcript.token_ids,
-            spans=episode.transcript.spans,
-            loss_mask=episode.transcript.loss_mask,
-            logprobs=np.concatenate(logprobs[slot]),
-            reward=float(rewards[slot]),
-            terminated=bool(terminated[slot]),
-            truncated=bool(truncated[slot]),
-            turns=tuple(turns[slot]),
-            num_searches=int(num_searches[slot]),
-            num_retrieval_failures=int(num_failures[slot]),
+            question_index=int(self._question_index[record.number]),
+            token_ids=transcript.token_ids,
+            spans=transcript.spans,
+            loss_mask=transcript.loss_mask,
+            logprobs=np.concatenate(record.logprobs),
+            reward=record.reward,
+            terminated=terminated,
+            truncated=not terminated,
+            turns=tuple(record.turns),
+            num_searches=num_searches,
+            num_retrieval_failures=record.num_failures,
         )
-        for slot, episode in enumerate(envs.episodes[:num_slots])
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,9 +321,7 @@ def _attend_step(
 
 
 @triton.jit
-def _join_splits(
-    partial_ptr, logs_ptr, out_ptr, GROUP: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr
-):
+def _join_splits(partial_ptr, logs_ptr, out_ptr, GROUP: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr):
     row, query = tl.program_id(0).to(tl.int64), tl.program_id(1)
     num_keys = tl.num_programs(1) // GROUP
     splits = tl.arange(0, SPLITS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +17,8 @@ from search_gym._plain import take_list
 from search_gym.codec import TokenIds
 from search_gym.env import SearchEnv, choose_question, load_slot, save_slot
 from search_gym.episode import Episode, StepResult
-from search_gym.errors import ActionError, EpisodeFinishedError, OptionError, StateError
+from search_gym.errors import ActionError, EpisodeFinishedError, OptionError, RetrievalError, StateError
+from search_gym.retrievers import Document
 from search_gym.tags import Turn
 from search_gym.transcript import Transcript
 
@@ -23,6 +26,20 @@ Observations = tuple[TokenIds, ...]
 VectorStep = tuple[Observations, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 
 _EMPTY = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A step of some slots that has begun; to be ended by `SearchVectorEnv.recv`."""
+
+    slots: tuple[int, ...]
+    turns: tuple[Turn, ...]
+    documents: Mapping[int, Sequence[Document] | RetrievalError] | Future[Any] | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `recv` would not have to wait."""
+        return not isinstance(self.documents, Future) or self.documents.done()
 
 
 class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt.NDArray[Any]]):
@@ -36,6 +53,9 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
     takes an empty action (a no-op that observes nothing), and starts again with
     ``reset(options={"reset_mask": (num_envs,) bool})``. ``options["question_index"]`` is one int for all slots or
     one for each.
+
+    `send` and `recv` are the two halves of a step, of as many slots as one likes: what a rollout uses whose slots do
+    not wait for one another.
 
     All other arguments are those of `SearchEnv`.
     """
@@ -58,6 +78,7 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
         self._observations: list[TokenIds] = [_EMPTY] * num_envs
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
+        self._searcher: ThreadPoolExecutor | None = None
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -161,30 +182,80 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
         episodes = self.episodes
         if len(actions) != self.num_envs:
             raise ActionError(f"expected {self.num_envs} actions, got {len(actions)}")
-        turns = [
-            None if episode.is_finished and np.size(action) == 0 else episode.begin(action)
-            for episode, action in zip(episodes, actions, strict=True)
+        slots = [
+            slot
+            for slot, (episode, action) in enumerate(zip(episodes, actions, strict=True))
+            if not (episode.is_finished and np.size(action) == 0)
         ]
-        documents = self._retrieve(episodes, turns)
+        results = self.recv(self.send(slots, [actions[slot] for slot in slots]))
         rewards = np.zeros(self.num_envs, dtype=np.float64)
-        infos: dict[int, dict[str, Any]] = {}
-        for slot, (episode, turn) in enumerate(zip(episodes, turns, strict=True)):
-            if turn is not None:
-                result: StepResult = episode.finish(turn, documents.get(slot))
-                observation, rewards[slot], self._terminated[slot], self._truncated[slot], infos[slot] = result
-                self._observations[slot] = observation
-        joined_infos = self._join_infos(infos)
+        rewards[slots] = [reward for _, reward, *_ in results]
+        joined_infos = self._join_infos({slot: info for slot, (*_, info) in zip(slots, results, strict=True)})
         return self._copy_observations(), rewards, self._terminated.copy(), self._truncated.copy(), joined_infos
 
-    def _retrieve(self, episodes: Sequence[Episode], turns: Sequence[Turn | None]) -> dict[int, Any]:
-        searching = {
-            slot: turn.content
-            for slot, (episode, turn) in enumerate(zip(episodes, turns, strict=True))
-            if turn is not None and episode.needs_documents(turn)
-        }
+    def send(self, slots: Sequence[int], actions: Sequence[TokenIds], *, background: bool = False) -> Sent:
+        """Begin a step of some slots: read the chunks and start the search of those that search, all in one call.
+
+        Nothing changes in any slot before `recv`, to which what is returned has to be given, once, before other chunks
+        are sent for these slots. ``background`` searches in a thread, so that other slots can go on meanwhile; one
+        search at a time, in the order of sending.
+
+        Raises:
+            ActionError: not one action for each of ``slots``, or an invalid one.
+            EpisodeFinishedError: a slot's episode has ended or was never started.
+            RetrievalError: the retriever failed and ``on_retrieval_error`` is "raise"; from `recv` with ``background``.
+        """
+        if len(actions) != len(slots):
+            raise ActionError(f"expected {len(slots)} actions, got {len(actions)}")
+        turns = [self.episode(slot).begin(action) for slot, action in zip(slots, actions, strict=True)]
+        searching = [
+            (slot, turn.content)
+            for slot, turn in zip(slots, turns, strict=True)
+            if self.episode(slot).needs_documents(turn)
+        ]
         if not searching:
-            return {}
-        return dict(zip(searching, self.task.retrieve(list(searching.values())), strict=True))
+            return Sent(tuple(slots), tuple(turns), None)
+
+        def search() -> dict[int, Sequence[Document] | RetrievalError]:
+            found = self.task.retrieve([query for _, query in searching])
+            return {slot: documents for (slot, _), documents in zip(searching, found, strict=True)}
+
+        if not background:
+            return Sent(tuple(slots), tuple(turns), search())
+        if self._searcher is None:
+            self._searcher = ThreadPoolExecutor(1, thread_name_prefix="search_gym-retrieval")
+        return Sent(tuple(slots), tuple(turns), self._searcher.submit(search))
+
+    def recv(self, sent: Sent) -> list[StepResult]:
+        """End a step that `send` began, when its documents are there: a result for each of its slots, in order.
+
+        Raises:
+            RetrievalError: the search failed in the background and ``on_retrieval_error`` is "raise".
+        """
+        documents = sent.documents.result() if isinstance(sent.documents, Future) else sent.documents or {}
+        results = []
+        for slot, turn in zip(sent.slots, sent.turns, strict=True):
+            result = self.episode(slot).finish(turn, documents.get(slot))
+            self._observations[slot], _, self._terminated[slot], self._truncated[slot], _ = result
+            results.append(result)
+        return results
+
+    def episode(self, slot: int) -> Episode:
+        """The episode in ``slot``.
+
+        Raises:
+            EpisodeFinishedError: the slot was never reset.
+        """
+        episode = self._episodes[slot]
+        if episode is None:
+            raise EpisodeFinishedError(f"expected a started episode in slot {slot}, got none; do: call reset() first")
+        return episode
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Wait for searches that are under way."""
+        if self._searcher is not None:
+            self._searcher.shutdown()
+            self._searcher = None
 
     def _copy_observations(self) -> Observations:
         return tuple(observation.copy() for observation in self._observations)

@@ -1,4 +1,4 @@
-"""The cached engine against one that feeds the whole sequence again for every token."""
+"""Both engines against one that feeds the whole sequence again for every token."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.generation import CachedGenerator, nucleus
+from agents.fast_generation import FastGenerator
+from agents.generation import CachedGenerator, make_generator, nucleus
 from agents.policy import evaluate_tokens
 from search_gym.errors import OptionError
 from search_gym.tags import closes_turn
@@ -100,13 +101,18 @@ def play(generator, seed, num_slots=5, num_turns=4, slot_seed=0, first_episode=0
     return turns
 
 
+def engines(model):
+    return [CachedGenerator, FastGenerator] if FastGenerator.knows(model) else [CachedGenerator]
+
+
 @settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([(1.0, False), (0.7, False), (1.0, True)]))
-def test_the_cache_changes_nothing(model, seed, how):
+@given(st.integers(0, 10_000), st.sampled_from([(1.0, False), (0.7, False), (1.0, True)]), st.data())
+def test_the_cache_changes_nothing(model, seed, how, data):
     temperature, greedy = how
+    engine = data.draw(st.sampled_from(engines(model)))
     cached, uncached = (
         play(engine(model, CODEC, temperature=temperature, greedy=greedy), seed, slot_seed=seed, first_episode=seed % 9)
-        for engine in (CachedGenerator, UncachedGenerator)
+        for engine in (engine, UncachedGenerator)
     )
     for (ids, logprobs), (expected_ids, expected_logprobs) in zip(cached, uncached, strict=True):
         np.testing.assert_array_equal(ids, expected_ids)
@@ -114,8 +120,9 @@ def test_the_cache_changes_nothing(model, seed, how):
         assert (ids.dtype, logprobs.dtype) == (np.int64, np.float32)
 
 
-def test_sampled_logprobs_equal_those_of_training(model):
-    generator = CachedGenerator(model, CODEC, temperature=0.8)
+@pytest.mark.parametrize("engine", ["simple", "auto"])
+def test_sampled_logprobs_equal_those_of_training(model, engine):
+    generator = make_generator(model, CODEC, engine=engine, temperature=0.8)
     generator.start(4, seed=3)
     pieces = [[np.array([7, 8, 6, 7][: slot + 1])] for slot in range(4)]
     sampled = [[np.zeros(slot + 1)] for slot in range(4)]
@@ -141,9 +148,14 @@ def small_llama():
     return small_models.llama(PADDED)
 
 
+@pytest.fixture(params=[CachedGenerator, FastGenerator])
+def engine(request):
+    return request.param
+
+
 class TestTurns:
-    def test_a_turn_ends_where_the_protocol_says(self, small_llama):
-        generator = CachedGenerator(small_llama, CODEC)
+    def test_a_turn_ends_where_the_protocol_says(self, small_llama, engine):
+        generator = engine(small_llama, CODEC)
         generator.start(64, seed=0)
         generator.extend(range(64), [np.array([7])] * 64)
         limits = [12] * 32 + [3] * 32
@@ -158,16 +170,16 @@ class TestTurns:
             ends.add(end)
         assert ends == {"tag", "eos", "limit"}
 
-    def test_same_seed_same_tokens_another_seed_other_tokens(self, small_llama):
-        generator = CachedGenerator(small_llama, CODEC)
+    def test_same_seed_same_tokens_another_seed_other_tokens(self, small_llama, engine):
+        generator = engine(small_llama, CODEC)
         first, again, other = (play(generator, seed=1, slot_seed=s) for s in (5, 5, 6))
         for a, b in zip(first, again, strict=True):
             np.testing.assert_array_equal(a.token_ids, b.token_ids)
             np.testing.assert_array_equal(a.logprobs, b.logprobs)
         assert any(not np.array_equal(a.token_ids, b.token_ids) for a, b in zip(first, other, strict=True))
 
-    def test_a_slot_does_not_depend_on_the_others(self, small_llama):
-        generator = CachedGenerator(small_llama, CODEC)
+    def test_a_slot_does_not_depend_on_the_others(self, small_llama, engine):
+        generator = engine(small_llama, CODEC)
 
         def two_turns_of_slot_2(num_slots, others, limit_of_others):
             generator.start(num_slots, seed=9)
@@ -182,8 +194,8 @@ class TestTurns:
         np.testing.assert_array_equal(two_turns_of_slot_2(6, [0, 1, 3, 4, 5], 12), alone)
         np.testing.assert_array_equal(two_turns_of_slot_2(7, [5, 0], 3), alone)
 
-    def test_an_episode_may_be_in_any_slot(self, small_llama):
-        generator = CachedGenerator(small_llama, CODEC)
+    def test_an_episode_may_be_in_any_slot(self, small_llama, engine):
+        generator = engine(small_llama, CODEC)
 
         def first_turns(num_slots, first_episode):
             generator.start(num_slots, seed=4, first_episode=first_episode)
@@ -196,9 +208,9 @@ class TestTurns:
         assert first_turns(2, 0) == whole[:2]
 
     @pytest.mark.parametrize("top_p", [1.0, 0.8, 0.4])
-    def test_samples_follow_the_distribution_of_the_nucleus(self, small_llama, top_p):
+    def test_samples_follow_the_distribution_of_the_nucleus(self, small_llama, engine, top_p):
         num_slots = 2000
-        generator = CachedGenerator(small_llama, CODEC, top_p=top_p)
+        generator = engine(small_llama, CODEC, top_p=top_p)
         generator.start(num_slots, seed=1)
         generator.extend(range(num_slots), [np.array([7, 8])] * num_slots)
         turns = generator.sample(range(num_slots), [1] * num_slots)
@@ -215,9 +227,9 @@ class TestTurns:
             expected_logprob = logits.log_softmax(-1)[turn.token_ids[0]].item()
             assert turn.logprobs[0] == pytest.approx(expected_logprob, abs=1e-5)
 
-    def test_samples_follow_the_distribution(self, small_llama):
+    def test_samples_follow_the_distribution(self, small_llama, engine):
         num_slots = 4000
-        generator = CachedGenerator(small_llama, CODEC, temperature=1.3)
+        generator = engine(small_llama, CODEC, temperature=1.3)
         generator.start(num_slots, seed=0)
         generator.extend(range(num_slots), [np.array([7, 8])] * num_slots)
         turns = generator.sample(range(num_slots), [1] * num_slots)
@@ -286,12 +298,12 @@ class TestNucleus:
 
 class TestMisuse:
     @pytest.mark.parametrize("top_p", [0.0, -0.1, 1.1, float("nan")])
-    def test_top_p(self, small_llama, top_p):
+    def test_top_p(self, small_llama, engine, top_p):
         with pytest.raises(OptionError, match="top_p above 0 and at most 1"):
-            CachedGenerator(small_llama, CODEC, top_p=top_p)
+            engine(small_llama, CODEC, top_p=top_p)
 
-    def test_nothing_to_go_on_from(self, small_llama):
-        generator = CachedGenerator(small_llama, CODEC)
+    def test_nothing_to_go_on_from(self, small_llama, engine):
+        generator = engine(small_llama, CODEC)
         generator.start(3, seed=0)
         generator.extend([0, 1], [np.array([7]), np.array([8])])
         with pytest.raises(OptionError, match=r"empty slots \[2\]"):
@@ -301,15 +313,15 @@ class TestMisuse:
             generator.sample([0, 1], [5, 5])
 
     @pytest.mark.parametrize("max_tokens", [[0], [-1], [3, 3]])
-    def test_max_tokens(self, small_llama, max_tokens):
-        generator = CachedGenerator(small_llama, CODEC)
+    def test_max_tokens(self, small_llama, engine, max_tokens):
+        generator = engine(small_llama, CODEC)
         generator.start(1, seed=0)
         generator.extend([0], [np.array([7])])
         with pytest.raises(OptionError, match="max_tokens"):
             generator.sample([0], max_tokens)
 
-    def test_one_piece_per_slot(self, small_llama):
-        generator = CachedGenerator(small_llama, CODEC)
+    def test_one_piece_per_slot(self, small_llama, engine):
+        generator = engine(small_llama, CODEC)
         generator.start(2, seed=0)
         with pytest.raises(ValueError, match="zip"):
             generator.extend([0, 1], [np.array([7])])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.generation import CachedGenerator, SampledTurn
+from agents.generation import SampledTurn, WholeTurns, make_generator
 from agents.rollout import Rollout, TurnEvent, collate, collect, collect_waves
 from agents.tiny import TinyConfig, TinyForCausalLM
 from search_gym import ByteCodec, Document, Question, SearchGymError, Span
@@ -44,18 +44,24 @@ class StubRetriever:
         return found
 
 
-class ScriptedGenerator:
+class ScriptedGenerator(WholeTurns):
     """Writes the turns that ``scripts`` holds for a question, and tells every token's number as its log-probability."""
 
     def __init__(self, scripts, change=lambda ids: ids):
         self.scripts = scripts
         self.change = change
-        self.starts = []
+        self.starts, self.placed = [], []
         self.finished = []
 
     def start(self, num_slots, seed, first_episode=0):
         self.starts.append((num_slots, seed, first_episode))
-        self.held = [[] for _ in range(num_slots)]
+        self.held = [None] * num_slots
+
+    def place(self, slots, episodes):
+        for slot in slots:
+            assert self.held[slot] is None, "the slot is taken"
+            self.held[slot] = []
+        self.placed += episodes
 
     def extend(self, slots, token_ids):
         for slot, ids in zip(slots, token_ids, strict=True):
@@ -141,12 +147,12 @@ scripts_strategy = st.lists(
 @given(scripts=scripts_strategy, data=st.data(), max_context=st.sampled_from([4096, 300, 150]))
 def test_collect_is_the_single_environment_question_by_question(scripts, data, max_context):
     index = data.draw(st.lists(st.integers(0, len(scripts) - 1), min_size=1, max_size=8))
-    num_envs = data.draw(st.integers(1, len(index)))
+    num_envs, overlap = data.draw(st.integers(1, len(index))), data.draw(st.booleans())
     generator = ScriptedGenerator(scripts)
     done = []
-    rollouts = collect(
-        make(scripts, num_envs, max_context_tokens=max_context), generator, index, seed=5, on_progress=done.append
-    )
+    envs = make(scripts, num_envs, max_context_tokens=max_context)
+    rollouts = collect(envs, generator, index, seed=5, on_progress=done.append, overlap=overlap)
+    envs.close()
     assert [rollout.question_index for rollout in rollouts] == index
     for rollout in rollouts:
         expected, info = reference(scripts, rollout.question_index, max_context_tokens=max_context)
@@ -155,8 +161,8 @@ def test_collect_is_the_single_environment_question_by_question(scripts, data, m
     # What a generator was given and sampled, in order, is the transcript: a cache is always a prefix of it.
     fed = sorted(tuple(ids) for ids in generator.finished)
     assert fed == sorted(tuple(rollout.token_ids) for rollout in rollouts)
-    firsts = range(0, len(index), num_envs)
-    assert generator.starts == [(len(index[first : first + num_envs]), 5, first) for first in firsts]
+    assert generator.starts == [(num_envs, 5, 0)]
+    assert generator.placed == list(range(len(index)))
     assert done == sorted(done)
     assert done[-1] == len(index)
 
@@ -215,7 +221,7 @@ def test_the_seed_decides_every_token():
     envs = gym.make_vec(
         "search_gym/SearchQA-v0", num_envs=3, questions=questions, retriever=StubRetriever(), codec=words, prompt_fn=str
     )
-    generator = CachedGenerator(model, words)
+    generator = make_generator(model, words)
     one, same, other = (collect(envs, generator, range(3), seed=seed) for seed in (1, 1, 2))
     for a, b in zip(one, same, strict=True):
         assert_same(a, b)
@@ -224,8 +230,8 @@ def test_the_seed_decides_every_token():
     assert len({tuple(rollout.token_ids) for rollout in one}) == 3
 
 
-@pytest.fixture(scope="module")
-def small_policy():
+@pytest.fixture(scope="module", params=["simple", "fast"])
+def small_policy(request):
     words = WordCodec(["w", "x", "y", "z"])
     torch.manual_seed(0)
     model = TinyForCausalLM(TinyConfig(vocab_size=words.vocab_size, hidden_size=16, num_hidden_layers=2))
@@ -235,7 +241,8 @@ def small_policy():
         options = {"questions": questions, "retriever": StubRetriever(), "codec": words, "prompt_fn": str}
         limits = {"max_turns": 2, "max_turn_tokens": 6}
         envs = gym.make_vec("search_gym/SearchQA-v0", num_envs=num_envs, **options, **limits)
-        return collect(envs, CachedGenerator(model, words), index, seed=3, first_episode=first_episode)
+        generator = make_generator(model, words, engine=request.param)
+        return collect(envs, generator, index, seed=3, first_episode=first_episode)
 
     return play
 
