@@ -50,6 +50,11 @@ class ComputeConfig:
     """Torch's CPU threads; for the tiny model one is as fast as two."""
     num_envs: int | None = None
     """Episodes that a process plays at the same time; by default all of its share of a round."""
+    engine: Literal["auto", "simple", "fast"] = "auto"
+    """What samples: the fast engine for models that it knows, or the simple one for every model (docs/speed.md)."""
+    overlap: bool | None = None
+    """Search in a thread while other episodes go on; by default on a GPU. On a CPU a run is then not repeatable bit by
+    bit, because which episodes take a step together depends on when documents arrive."""
     micro_batch_size: int | None = None
     """Episodes that a process computes gradients of at a time; by default its whole share of a mini-batch."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from agents.checkpoint import VALUE_HEAD_FILE, load_policy
-from agents.generation import CachedGenerator
+from agents.generation import make_generator
 from agents.models import choose_device
 from agents.rollout import Rollout, collect_waves
 from agents.runlog import command_line, to_jsonable, write_config, write_json, write_text
@@ -86,7 +86,7 @@ def greedy_waves(
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[list[Rollout]]:
     """The greedy rollouts of all questions in order, ``envs.num_envs`` at a time, fewer in the last wave."""
-    generator = CachedGenerator(model, envs.task.codec, greedy=True)
+    generator = make_generator(model, envs.task.codec, greedy=True)
     return collect_waves(envs, generator, question_index, seed=0, on_progress=on_progress)
 
 

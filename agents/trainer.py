@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import NoReturn
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 
 from agents import saving
 from agents.checkpoint import TrainingState, drop_states, read_state, save_policy, write_state
 from agents.config import TrainConfig
-from agents.generation import CachedGenerator
+from agents.generation import make_generator
 from agents.health import COLLAPSES, Alarm, HealthMonitor
 from agents.learner import Learner, Part
 from agents.metrics import logprob_mismatch, rollout_metrics, zero_variance_groups
@@ -55,9 +56,15 @@ class Trainer(Learner):
         super().__init__(config, with_values=with_values, separate_critic=separate_critic)
         self._share = config.rollouts_per_update // self.accelerator.num_processes
         self.envs = make_envs(config.env, self.codec, min(config.compute.num_envs or self._share, self._share))
-        self._generator = CachedGenerator(
-            self.policy.model, self.codec, temperature=config.temperature, top_p=config.top_p
+        self._generator = make_generator(
+            self.policy.model,
+            self.codec,
+            engine=config.compute.engine,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            dtype=torch.bfloat16 if config.compute.precision == "bf16" else None,
         )
+        self._overlap = self.device.type != "cpu" if config.compute.overlap is None else config.compute.overlap
         self._order = QuestionOrder(len(self.envs.task.questions), config.seed)
         self._monitor = self._new_monitor()
         self.update = 0
@@ -123,7 +130,14 @@ class Trainer(Learner):
         found: list[Rollout] | str
         try:
             with self._autocast():
-                found = collect(self.envs, self._generator, ours, self._seed("rollouts"), first_episode=first)
+                found = collect(
+                    self.envs,
+                    self._generator,
+                    ours,
+                    self._seed("rollouts"),
+                    first_episode=first,
+                    overlap=self._overlap,
+                )
         except RetrievalError as error:
             found = str(error)
         # All processes hear of a failure where they would have got rollouts, so that none waits for another.
