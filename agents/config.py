@@ -55,6 +55,8 @@ class ComputeConfig:
     overlap: bool | None = None
     """Search in a thread while other episodes go on; by default on a GPU. On a CPU a run is then not repeatable bit by
     bit, because which episodes take a step together depends on when documents arrive."""
+    keep_cache: bool = True
+    """Keep the key-value cache while weights are updated; without, its memory serves both in turn."""
     micro_batch_size: int | None = None
     """Episodes that a process computes gradients of at a time; by default its whole share of a mini-batch."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -1,7 +1,7 @@
 """Language models as what the fast engine needs: a forward pass over rows of one key-value cache that never moves.
 
-A `Decoder` is made from a Hugging Face model whose layers it knows and computes the same function with the same weights,
-but for tokens of many sequences at once, without padding. `load` finds the decoder of a model.
+A `Decoder` is made from a Hugging Face model whose layers it knows and computes the same function with the same
+weights, but for tokens of many sequences at once, without padding. `load` finds the decoder of a model.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class Decoder(Protocol):
 
     def allocate(self, num_rows: int, capacity: int) -> None:
         """Make room; what rows hold is kept as far as there is room for it."""
+        ...
+
+    def free(self) -> None:
+        """Give the cache's memory back; `allocate` makes room again."""
         ...
 
     def sync(self) -> None:
@@ -242,7 +246,6 @@ class LlamaDecoder:
             self._phases[rope] = cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
 
     def free(self) -> None:
-        """Give the cache's memory back; `allocate` makes room again."""
         self._keys, self._values, self._phases = [], [], {}
         self.num_rows = self.capacity = 0
 

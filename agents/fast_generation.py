@@ -112,6 +112,7 @@ class FastGenerator:
         self._asked_steps, self._asked_capture = steps, capture
         self._prefill_tokens = prefill_tokens
         self._device: torch.device | None = None
+        self._capacity = 256  # columns that were enough so far
 
     @staticmethod
     def knows(model: PreTrainedModel) -> bool:
@@ -133,8 +134,14 @@ class FastGenerator:
         assert self._decoder is not None
         self._decoder.sync()
         if self._decoder.num_rows < num_slots:
-            self._grow(num_slots, self._decoder.capacity or 256)
+            self._grow(num_slots, self._capacity)
         self._rows.is_open.zero_()
+
+    def release(self) -> None:
+        """Give back the memory of the cache and of the graph, until the next `start`; every slot is forgotten."""
+        if self._decoder is not None:
+            self._decoder.free()
+        self._graph = None
 
     def _prepare(self) -> None:
         """Make what depends on where the model is; once, or when it has moved."""
@@ -207,7 +214,7 @@ class FastGenerator:
     # Turns that begin
 
     def _enter(self) -> None:
-        """Feed what the slots of new turns hold beyond the cache, but for the last token, which the first step takes."""
+        """Feed what slots of new turns hold beyond the cache, but for the last token, which the first step takes."""
         slots, self._begun, limits = list(self._begun), {}, self._begun
         if not slots:
             return
@@ -239,7 +246,7 @@ class FastGenerator:
         return row
 
     def _take_rows(self, slots: Sequence[int]) -> None:
-        """Give each slot a row; without a graph, rows in use are kept at the beginning, and steps are as wide as that."""
+        """Give each slot a row. Without a graph, rows in use are the first ones, and a step is as wide as they are."""
         if not self._capture:
             while self._slot_in and (None in self._slot_in):
                 last = self._slot_in.pop()
@@ -282,6 +289,7 @@ class FastGenerator:
     def _grow(self, num_rows: int, capacity: int, turn_length: int | None = None) -> None:
         assert self._decoder is not None
         self._graph = None
+        self._capacity = capacity
         if (num_rows, capacity) != (self._decoder.num_rows, self._decoder.capacity):
             self._decoder.allocate(num_rows, capacity)
         old = self._rows

@@ -75,6 +75,10 @@ class Generator(Protocol):
         """Forget ``slots``: their episodes have ended."""
         ...
 
+    def release(self) -> None:
+        """Forget everything and give its memory back, until the next `start`."""
+        ...
+
 
 class WholeTurns(ABC):
     """`Generator.begin` and `Generator.advance` for an engine that samples the turns of many slots together."""
@@ -172,6 +176,9 @@ class CachedGenerator(WholeTurns):
         self._randomness = Randomness(num_slots, seed, first_episode)
         self._cache = SlotCache(num_slots, self.model.device)
         self._unfed: list[TokenIds] = [_NO_TOKENS] * num_slots  # what each slot holds beyond its cache
+
+    def release(self) -> None:
+        self.start(0, seed=0)
 
     def place(self, slots: Sequence[int], episodes: Sequence[int]) -> None:
         self.drop(slots)
@@ -303,7 +310,7 @@ def check_turns(slots: Sequence[int], max_tokens: Sequence[int], num_unfed: Sequ
 def choose(
     logits: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (n,) and log-probabilities (n,) for ``logits`` (n, V), by inverting distribution functions at ``uniforms``.
+    """Tokens (n,) and log-probabilities (n,) for ``logits`` (n, V): distribution functions inverted at ``uniforms``.
 
     Without ``uniforms``, the most probable tokens. Ids from ``vocab_size`` on are never chosen; log-probabilities are
     those of the whole distribution, whatever ``top_p`` leaves out.

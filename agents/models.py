@@ -13,7 +13,7 @@ from agents.tiny import TinyConfig
 from search_gym import tinywiki
 from search_gym.codec import HFCodec, TokenCodec
 from search_gym.errors import CodecError, SearchGymError, UnknownNameError
-from search_gym.plugins import require
+from search_gym.plugins import find_outside, require
 
 TINY_BASE = Path(__file__).parent / "assets" / "tiny-base"
 
@@ -27,7 +27,8 @@ def load_model(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> 
 
     Args:
         name_or_path: "tiny" for the shipped base model; a directory, such as a checkpoint of training; a ``.gguf``
-            file, which is dequantised; or a name on the Hugging Face hub.
+            file, which is dequantised; a name on the Hugging Face hub; or ``"package.module:attribute"``, a function
+            without arguments that returns the two.
         dtype: of the weights.
 
     Raises:
@@ -36,6 +37,9 @@ def load_model(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> 
         CodecError: its vocabulary does not fit its codec.
         MissingDependencyError: a GGUF file needs the packages gguf and accelerate.
     """
+    if isinstance(name_or_path, str) and ":" in name_or_path and not Path(name_or_path).exists():
+        model, codec = find_outside(name_or_path)()
+        return model.eval(), codec
     path = TINY_BASE if name_or_path == "tiny" else Path(name_or_path)
     if path.suffix == ".gguf":
         if not path.is_file():

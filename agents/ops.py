@@ -161,7 +161,7 @@ class TorchOps:
     def sample(
         self, logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"] | None, temperature: float, vocab_size: int
     ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-        """A token for each row, by inverting its distribution function at ``uniforms`` in [0, 1), and its log-probability.
+        """A token for each row and its log-probability: its distribution function inverted at ``uniforms`` in [0, 1).
 
         Without ``uniforms``, the most probable one. Ids from ``vocab_size`` on have probability 0.
         """

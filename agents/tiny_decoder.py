@@ -24,6 +24,10 @@ class TinyDecoder:
         self._device = model.device
         self.num_rows = self.capacity = 0
 
+    def free(self) -> None:
+        self._keys, self._values, self.num_rows, self.capacity = [], [], 0, 0
+        self._pointer_keys = self._ids = torch.empty(0)
+
     def sync(self) -> None:
         pass
 

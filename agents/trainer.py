@@ -140,6 +140,8 @@ class Trainer(Learner):
                 )
         except RetrievalError as error:
             found = str(error)
+        if not config.compute.keep_cache:
+            self._generator.release()
         # All processes hear of a failure where they would have got rollouts, so that none waits for another.
         shares: list[list[Rollout] | str] = [found]
         if self.accelerator.num_processes > 1:

@@ -57,6 +57,9 @@ class ScriptedGenerator(WholeTurns):
         self.starts.append((num_slots, seed, first_episode))
         self.held = [None] * num_slots
 
+    def release(self):
+        pass
+
     def place(self, slots, episodes):
         for slot in slots:
             assert self.held[slot] is None, "the slot is taken"
