@@ -16,6 +16,8 @@ from agents.ops import EVERYTHING, Activation, Chunk, Step
 _QUERIES_A_BLOCK = 64
 _MIN_DOT = 16  # rows of the smallest tile that tensor cores multiply
 _PROGRAMS = 1024  # that keep a large GPU busy
+_STEP = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
+_CHUNK = {"BLOCK": 64, "num_warps": 4, "num_stages": 2}
 _NOTHING = tl.constexpr(-1.0e30)
 
 
@@ -100,11 +102,9 @@ class TritonOps:
             GROUP=group,
             TILE=max(_MIN_DOT, triton.next_power_of_2(group)),
             DIM=head_dim,
-            BLOCK=64,
             SPLITS=splits,
             PRECISION=_precision(query),
-            num_warps=4,
-            num_stages=3,
+            **_STEP,
         )
         if splits > 1:
             _join_splits[(num_rows, num_queries)](
@@ -132,10 +132,8 @@ class TritonOps:
             GROUP=num_queries // keys.shape[1],
             DIM=head_dim,
             ROWS=_QUERIES_A_BLOCK,
-            BLOCK=64,
             PRECISION=_precision(query),
-            num_warps=4,
-            num_stages=2,
+            **_CHUNK,
         )
         return out
 
