@@ -87,7 +87,19 @@ def search_numba(postings: Postings, queries: Queries, k: int, *, threads: int =
         scores = np.empty((last - first) * k, dtype=np.float32)
         ends = np.zeros(last - first + 1, dtype=np.int64)
         some = bounds[first : last + 1]
-        kernel(postings.data, postings.indices, postings.indptr, terms, counts, some, k, documents, scores, ends)
+        kernel(
+            postings.data,
+            postings.indices,
+            postings.indptr,
+            terms,
+            counts,
+            some,
+            k,
+            min(postings.num_documents, _DOCUMENTS_A_BLOCK),
+            documents,
+            scores,
+            ends,
+        )
         return Rankings(documents[: ends[-1]].tolist(), scores[: ends[-1]].tolist(), ends.tolist())
 
     if threads == 1 or number < 2:
@@ -129,16 +141,19 @@ def _search_blocks(
     counts: Any,
     bounds: Any,
     k: Any,
+    width: Any,
     documents: Any,
     scores: Any,
     ends: Any,
 ) -> None:
     """Fill ``documents`` and ``scores`` (queries * k,), where query ``q``'s end at ``ends[q + 1]``, block by block.
 
-    A block begins at the next document with any of the words, and its scores are summed in the order of the query.
-    Candidates are those above the k-th best so far; they wait, by rising index, until it is worth sorting them.
+    A block of ``width`` documents begins at the next one with any of the words, and its scores are summed in the order
+    of the query. Candidates are those above the k-th best so far; they wait, by rising index, until it is worth sorting
+    them.
     """
-    block = np.zeros(_DOCUMENTS_A_BLOCK, dtype=np.float32)
+    # In whole runs of 64, because that many scores are held against the threshold at a time.
+    block = np.zeros((width + 63) // 64 * 64, dtype=np.float32)
     room = 2 * k + 16
     waiting_scores = np.empty(room, dtype=np.float32)
     waiting = np.empty(room, dtype=np.int64)
@@ -154,7 +169,7 @@ def _search_blocks(
                     start = np.int64(indices[heads[t]])
             if start < 0:
                 break
-            stop = start + _DOCUMENTS_A_BLOCK
+            stop = start + width
             for t in range(last - first):
                 head, tail = heads[t], tails[t]
                 if head < tail and indices[tail - 1] >= stop:
@@ -174,7 +189,7 @@ def _search_blocks(
                     # Unsigned, because for a signed index the compiler also has to ask whether it is negative.
                     block[np.uint32(indices[i] - start)] += count * data[i]
                 heads[t] = tail
-            for begin in range(0, _DOCUMENTS_A_BLOCK, 64):
+            for begin in range(0, len(block), 64):
                 above = 0
                 for i in range(begin, begin + 64):
                     above += block[i] > threshold
