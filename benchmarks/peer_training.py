@@ -78,7 +78,7 @@ class PeerConfig:
     minibatch_size: int = 32
     """Episodes per optimiser step."""
     threads: int = 1
-    """Torch's CPU threads in each process."""
+    """Torch's CPU threads in each process; more than one want a machine that does nothing else."""
     model: str = "tiny"
     """The tiny model to train: "tiny" for the shipped base, or the directory of another."""
     learning_rate: float = 0.0
