@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agents.generation import choose
 from agents.ops import EVERYTHING, Activation, Chunk, Ops, Step, TorchOps
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
@@ -49,7 +50,18 @@ class Decoder(Protocol):
         ...
 
     def step(self, token_ids: Int[Tensor, " R"], positions: Int[Tensor, " R"], step: Step) -> Float[Tensor, "R V"]:
-        """Append one token, at ``positions``, to each of the first R rows: logits of the next ones."""
+        """Append one token, at ``positions``, to each of the first R rows: scores of the next ones."""
+        ...
+
+    def sample(
+        self,
+        scores: Float[Tensor, "R V"],
+        uniforms: Float[Tensor, " R"] | None,
+        temperature: float,
+        vocab_size: int,
+        top_p: float,
+    ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
+        """What ``agents.generation.choose`` does, with what `step` has returned."""
         ...
 
     def copy_rows(self, sources: list[int], targets: list[int], length: int) -> None:
@@ -249,7 +261,6 @@ class LlamaDecoder:
         self._keys, self._values, self._phases = [], [], {}
         self.num_rows = self.capacity = 0
 
-    @torch.no_grad()
     def prefill(self, token_ids: Tensor, chunk: Chunk) -> None:
         def attend(index: int, query: Tensor) -> Tensor:
             layer = self._layers[index]
@@ -259,7 +270,6 @@ class LlamaDecoder:
 
         self._forward(token_ids, chunk.positions, chunk.token_rows, attend)
 
-    @torch.no_grad()
     def step(self, token_ids: Tensor, positions: Tensor, step: Step) -> Tensor:
         def attend(index: int, query: Tensor) -> Tensor:
             layer = self._layers[index]
@@ -267,6 +277,13 @@ class LlamaDecoder:
 
         rows = torch.arange(token_ids.shape[0], device=self._device)
         return F.linear(self._forward(token_ids, positions, rows, attend), self._final["head"])
+
+    def sample(
+        self, scores: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
+    ) -> tuple[Tensor, Tensor]:
+        if top_p < 1:
+            return choose(scores, uniforms, temperature, vocab_size, top_p)
+        return self.ops.sample(scores, uniforms, temperature, vocab_size)
 
     def _forward(
         self, token_ids: Tensor, positions: Tensor, rows: Tensor, attend: Callable[[int, Tensor], Tensor]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from agents import decoders, stop_tags
 from agents.decoders import Decoder, make_chunk
-from agents.generation import Randomness, SampledTurn, check_top_p, check_turns, choose
+from agents.generation import Randomness, SampledTurn, check_top_p, check_turns
 from agents.ops import Step
 from search_gym.codec import TokenCodec, TokenIds
 from search_gym.tags import closes_turn
@@ -69,10 +69,11 @@ class _Rows:
         """A view of the first rows."""
         return _Rows(*(getattr(self, field.name)[:num_rows] for field in fields(self)))
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         for field in fields(self):
             x = getattr(self, field.name)
-            x[target] = x[source]
+            x[targets] = x[sources]
+        self.is_open[sources] = False
 
 
 class FastGenerator:
@@ -83,6 +84,8 @@ class FastGenerator:
         dtype: of matrix products and cache; by default the model's.
         decoder: instead of the one that `agents.decoders.load` makes.
         steps: tokens of each open turn between two looks of the host.
+        share: of the open turns, how many have to end before they are handed out. Few keep all rows busy, which pays
+            where a step costs the same for any number of rows, as on a GPU; more are fed and answered more cheaply.
         prefill_tokens: tokens that are fed at most at a time when prompts and observations are appended.
         capture: whether a step becomes a CUDA graph; by default on a GPU.
 
@@ -100,6 +103,7 @@ class FastGenerator:
         dtype: torch.dtype | None = None,
         decoder: Decoder | None = None,
         steps: int | None = None,
+        share: float | None = None,
         prefill_tokens: int = 32_768,
         capture: bool | None = None,
     ) -> None:
@@ -109,7 +113,7 @@ class FastGenerator:
         self.temperature, self.greedy, self.top_p = temperature, greedy, top_p
         self._dtype = dtype
         self._decoder = decoder
-        self._asked_steps, self._asked_capture = steps, capture
+        self._asked_steps, self._asked_share, self._asked_capture = steps, share, capture
         self._prefill_tokens = prefill_tokens
         self._device: torch.device | None = None
         self._capacity = 256  # columns that were enough so far
@@ -155,6 +159,7 @@ class FastGenerator:
         on_gpu = device.type == "cuda"
         self._capture = on_gpu if self._asked_capture is None else self._asked_capture
         self._steps = self._asked_steps or (8 if on_gpu else 2)
+        self._share = self._asked_share or (0.0 if on_gpu else 0.3)
         self._tag_table = torch.from_numpy(stop_tags.transitions(self.codec)).to(device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rows = _Rows.make(0, 32, device)
@@ -204,12 +209,13 @@ class FastGenerator:
     def advance(self) -> list[tuple[int, SampledTurn]]:
         """Take steps until some turns have ended: those, each with its slot."""
         self._enter()
-        while self._open:
+        enough = max(1, int(self._share * len(self._open)))
+        found: list[tuple[int, SampledTurn]] = []
+        while self._open and len(found) < enough:
             for _ in range(self._steps):
                 self._step()
-            if found := self._ended():
-                return found
-        return []
+            found += self._ended()
+        return found
 
     # Turns that begin
 
@@ -248,11 +254,7 @@ class FastGenerator:
     def _take_rows(self, slots: Sequence[int]) -> None:
         """Give each slot a row. Without a graph, rows in use are the first ones, and a step is as wide as they are."""
         if not self._capture:
-            while self._slot_in and (None in self._slot_in):
-                last = self._slot_in.pop()
-                if last is not None:
-                    target = self._slot_in.index(None)
-                    self._move(last, target)
+            self._close_gaps()
         free = iter([row for row, slot in enumerate(self._slot_in) if slot is None])
         for slot in slots:
             if self._row_of[slot] is None:
@@ -262,18 +264,22 @@ class FastGenerator:
                     self._slot_in.append(None)
                 self._slot_in[row], self._row_of[slot] = slot, row
 
-    def _move(self, slot: int, target: int) -> None:
+    def _close_gaps(self) -> None:
+        """Move the last rows into rows that have become free, once a quarter of all are."""
         assert self._decoder is not None
-        source = self._row(slot)
-        self._decoder.copy_rows([source], [target], max(1, self._length_in_cache(slot)))
-        self._rows.move(source, target)
-        self._rows.is_open[source] = False
-        self._slot_in[target], self._row_of[slot] = slot, target
-
-    def _length_in_cache(self, slot: int) -> int:
-        """Columns in use, those of the open turn included."""
-        row = self._row(slot)
-        return int(self._rows.lengths[row]) if slot in self._open else self._lengths[slot]
+        in_use = [row for row, slot in enumerate(self._slot_in) if slot is not None]
+        if 4 * len(in_use) > 3 * len(self._slot_in):
+            return
+        sources = [row for row in in_use if row >= len(in_use)]
+        targets = [row for row in range(len(in_use)) if self._slot_in[row] is None]
+        if sources:
+            self._decoder.copy_rows(sources, targets, 1 + int(self._rows.lengths[sources].max()))
+            self._rows.move(sources, targets)
+        for source, target in zip(sources, targets, strict=True):
+            slot = self._slot_in[source]
+            assert slot is not None
+            self._slot_in[target], self._row_of[slot] = slot, target
+        del self._slot_in[len(in_use) :]
 
     def _fit(self, slots: Sequence[int], limits: dict[int, int]) -> None:
         """Make the cache and the record large enough for these turns."""
@@ -377,13 +383,10 @@ class FastGenerator:
         assert self._decoder is not None
         is_open = rows.is_open.clone()
         step = Step(((rows.lengths + 1) * is_open).int(), self._longest())
-        logits = self._decoder.step(rows.tokens, rows.lengths, step)
+        scores = self._decoder.step(rows.tokens, rows.lengths, step)
         column = torch.where(is_open, rows.counts, rows.turn_length)[:, None]
         points = None if self.greedy else rows.uniforms.gather(1, column.clamp_max(rows.turn_length - 1)).squeeze(1)
-        if self.top_p < 1:
-            ids, logprobs = choose(logits, points, self.temperature, self.codec.vocab_size, self.top_p)
-        else:
-            ids, logprobs = self._decoder.ops.sample(logits, points, self.temperature, self.codec.vocab_size)
+        ids, logprobs = self._decoder.sample(scores, points, self.temperature, self.codec.vocab_size, self.top_p)
         rows.turn_tokens.scatter_(1, column, ids[:, None])
         rows.turn_logprobs.scatter_(1, column, logprobs[:, None])
         rows.counts += is_open

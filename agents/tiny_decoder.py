@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agents.generation import choose
 from agents.ops import Chunk, Ops, Step, TorchOps
 from agents.tiny import rotary_phases
 
@@ -56,70 +57,104 @@ class TinyDecoder:
         for cache in self._caches():
             cache[targets, :, :length] = cache[sources, :, :length]
 
-    @torch.no_grad()
     def prefill(self, token_ids: Tensor, chunk: Chunk) -> None:
         hidden = self._embed(token_ids)
+        scale = (self._config.hidden_size // self._config.num_attention_heads) ** -0.5
+        places = self._places(chunk.token_rows, chunk.positions)
         for index in range(len(self._keys)):
-            query = self._store(index, hidden, chunk.token_rows, chunk.positions)
-            attended = self.ops.attend_chunk(
-                query, self._keys[index], self._values[index], chunk, query.shape[-1] ** -0.5, self.capacity
-            )
+            query = self._store(index, hidden, chunk.positions, places)
+            attended = self.ops.attend_chunk(query, self._keys[index], self._values[index], chunk, scale, self.capacity)
             hidden = self._after_attention(index, hidden, attended)
         self._point(hidden, token_ids, chunk.token_rows, chunk.positions)
 
-    @torch.no_grad()
     def step(self, token_ids: Tensor, positions: Tensor, step: Step) -> Tensor:
-        num_rows = token_ids.shape[0]
+        """Probabilities (R, V), which `sample` takes."""
+        num_rows, longest = len(token_ids), step.longest
         rows = torch.arange(num_rows, device=self._device)
+        columns = torch.arange(longest, device=self._device)
+        # What is added to scores: every row sees itself at least, so no softmax is empty.
+        hidden_columns = columns > positions[:, None]
+        bias = torch.zeros((num_rows, longest), device=self._device).masked_fill_(hidden_columns, -math.inf)
         hidden = self._embed(token_ids)
+        heads = self._config.num_attention_heads
+        places = self._places(rows, positions)
+        block_bias = bias[:, None].expand(-1, heads, -1).reshape(num_rows * heads, 1, longest)
         for index in range(len(self._keys)):
-            query = self._store(index, hidden, rows, positions)
-            attended = self.ops.attend_step(
-                query, self._keys[index], self._values[index], step, query.shape[-1] ** -0.5, self.capacity
-            )
+            query = self._store(index, hidden, positions, places)
+            attended = self._attend(query, self._keys[index], self._values[index], block_bias)
             hidden = self._after_attention(index, hidden, attended)
         normed = self._point(hidden, token_ids, rows, positions)
-        return self._read(normed, positions, step.longest)
+        return self._read(normed, positions, bias)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """One query of each row and head over its columns; with a single query, batched products beat fused ones."""
+        num_rows, heads, width = query.shape
+        longest = bias.shape[-1]
+        shown = [x[:num_rows].flatten(0, 1)[:, :longest] for x in (keys, values)]
+        flat = query.reshape(num_rows * heads, 1, width)
+        scores = torch.baddbmm(bias, flat, shown[0].transpose(1, 2), alpha=width**-0.5)
+        return torch.bmm(scores.softmax(dim=-1), shown[1])
+
+    def sample(
+        self, scores: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
+    ) -> tuple[Tensor, Tensor]:
+        if temperature != 1 or top_p < 1 or uniforms is None:
+            return choose(self._logs(scores), uniforms, temperature, vocab_size, top_p)
+        cumulative = scores[:, :vocab_size].cumsum(dim=-1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True).clamp_max_(vocab_size - 1)
+        return ids.squeeze(-1), (self._logs(scores.gather(-1, ids)) - total.log()).squeeze(-1).float()
+
+    @staticmethod
+    def _logs(probs: Tensor) -> Tensor:
+        return (probs + torch.finfo(probs.dtype).tiny).log()
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return F.embedding(token_ids, self._model.embed_tokens.weight) * math.sqrt(self._config.hidden_size)
 
-    def _store(self, index: int, hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    def _places(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Where the heads of tokens are in a cache that is seen as (rows * heads * columns, width)."""
+        heads = torch.arange(self._config.num_attention_heads, device=self._device)
+        return ((rows[:, None] * len(heads) + heads) * self.capacity + positions[:, None]).flatten()
+
+    def _store(self, index: int, hidden: Tensor, positions: Tensor, places: Tensor) -> Tensor:
         """Put keys and values of a block into the cache; returns the queries (N, heads, width)."""
         block = self._model.blocks[index]
-        norm = block.attention_norm
-        normed = F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.eps)
-        qkv = F.linear(normed, block.qkv.weight, block.qkv.bias).view(len(hidden), 3, block.num_heads, -1)
+        qkv = F.linear(_norm(hidden, block.attention_norm), block.qkv.weight, block.qkv.bias)
+        qkv = qkv.view(len(hidden), 3, block.num_heads, -1)
         pairs = torch.view_as_complex(qkv[:, :2].unflatten(-1, (-1, 2)))
         rotated = torch.view_as_real(pairs * self._phases[positions][:, None]).flatten(-2)
-        self._keys[index][rows, :, positions] = rotated[:, 1]
-        self._values[index][rows, :, positions] = qkv[:, 2]
+        width = rotated.shape[-1]
+        self._keys[index].view(-1, width).index_copy_(0, places, rotated[:, 1].reshape(-1, width))
+        self._values[index].view(-1, width).index_copy_(0, places, qkv[:, 2].reshape(-1, width))
         return rotated[:, 0]
 
     def _after_attention(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
         block = self._model.blocks[index]
         hidden = hidden + F.linear(attended.reshape(len(hidden), -1), block.out.weight)
-        norm = block.mlp_norm
-        normed = F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.eps)
-        return hidden + F.linear(F.relu(F.linear(normed, block.up.weight)), block.down.weight)
+        up = F.linear(_norm(hidden, block.mlp_norm), block.up.weight)
+        return hidden + F.linear(F.relu(up, inplace=True), block.down.weight)
 
     def _point(self, hidden: Tensor, token_ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Put the pointer's keys into the cache; returns the final states (N, width)."""
-        norm = self._model.norm
-        normed = F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.eps)
+        normed = _norm(hidden, self._model.norm)
         self._pointer_keys[rows, 0, positions] = normed @ self._model.pointer.key
         self._ids[rows, 0, positions, 0] = token_ids
         return normed
 
-    def _read(self, normed: Tensor, positions: Tensor, longest: int) -> Tensor:
-        """Log-probabilities (R, V) of the tokens after ``positions``; see ``agents.tiny.PointerHead``."""
-        pointer, num_rows = self._model.pointer, len(normed)
-        query = normed @ pointer.query / math.sqrt(normed.shape[-1])
-        scores = (self._pointer_keys[:num_rows, 0, :longest] @ query[:, :, None]).squeeze(-1)
-        earlier = torch.arange(longest, device=self._device) < positions[:, None]
+    def _read(self, normed: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
+        """Probabilities (R, V) of the tokens after ``positions``; see ``agents.tiny.PointerHead``."""
+        pointer, num_rows, longest = self._model.pointer, len(normed), bias.shape[-1]
+        query = (normed @ pointer.query)[:, None]
+        keys = self._pointer_keys[:num_rows, 0, :longest]
+        scores = torch.baddbmm(bias[:, None], query, keys.transpose(1, 2), alpha=normed.shape[-1] ** -0.5)[:, 0]
+        scores.scatter_(1, positions[:, None], -math.inf)  # a token does not point at itself
         sentinel = F.linear(normed, pointer.sentinel.weight, pointer.sentinel.bias)
-        weights = torch.cat((sentinel, scores.masked_fill(~earlier, -math.inf)), dim=-1).softmax(dim=-1)
+        weights = torch.cat((sentinel, scores), dim=-1).softmax(dim=-1)
         following = self._ids[:num_rows, 0, 1 : longest + 1, 0]
         vocabulary = F.linear(normed, self._model.lm_head.weight).softmax(dim=-1)
-        probs = (vocabulary * weights[:, :1]).scatter_add(-1, following, weights[:, 1:])
-        return (probs + torch.finfo(probs.dtype).tiny).log()
+        return vocabulary.mul_(weights[:, :1]).scatter_add_(-1, following, weights[:, 1:])
+
+
+def _norm(x: Tensor, module: nn.RMSNorm) -> Tensor:
+    return F.rms_norm(x, module.normalized_shape, module.weight, module.eps)
