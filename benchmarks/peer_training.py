@@ -363,6 +363,7 @@ def machine(config: PeerConfig, trl: Worker | None) -> dict[str, Any]:
         "architecture": platform.machine(),
         "cpu": models[0] if models else platform.processor(),
         "cpus": os.cpu_count(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
         "threads": config.threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
