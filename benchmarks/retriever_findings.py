@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -137,13 +138,14 @@ METRICS: Mapping[str, Callable[[Run], float]] = {
 
 
 class Setting(NamedTuple):
-    """What a run trains with."""
+    """What a run trains with; None stands for the mean over all retrievers, or over all k."""
 
-    retriever: str
-    top_k: int
+    retriever: str | None
+    top_k: int | None
 
     def __str__(self) -> str:
-        return f"{self.retriever} k={self.top_k}"
+        parts = (self.retriever, None if self.top_k is None else f"k={self.top_k}")
+        return " ".join(part for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -176,18 +178,20 @@ K3 = {1: 0.056, 5: 0.031}
 
 
 def claims(retrievers: Sequence[str], top_ks: Sequence[int]) -> list[Claim]:
-    """The paper's findings for each k and each retriever that there are."""
+    """The paper's findings, each for the mean over k or retrievers (where there are several), and then for each."""
+    every_k = [*([None] if len(top_ks) > 1 else []), *sorted(top_ks)]
+    every_name = [*([None] if len(retrievers) > 1 else []), *retrievers]
     pairs = [
         (Setting(one, k), Setting(other, k), paper)
         for (one, other), paper in PAIRS.items()
-        for k in sorted(top_ks)
+        for k in every_k
         if {one, other} <= {*retrievers}
     ]
     found = [Claim(BETTER, metric, *pair[:2], 1, pair[2]) for metric in ("EM", "EM with BM25") for pair in pairs]
     found += [Claim(STABLE, "largest fall", *pair[:2], -1) for pair in pairs]
     return found + [
         Claim(THREE, "EM", Setting(name, 3), Setting(name, k), 1, paper)
-        for name in retrievers
+        for name in every_name
         for k, paper in K3.items()
         if {3, k} <= {*top_ks}
     ]
@@ -196,23 +200,31 @@ def claims(retrievers: Sequence[str], top_ks: Sequence[int]) -> list[Claim]:
 def findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each claim that the ``runs`` speak of, with its difference, its interval over seeds, and the verdict.
 
-    A seed counts when it has both runs. A claim about stability is "undecided" when one of its runs never learned
-    anything that it could have lost.
+    A seed gives one difference, and counts when it has all the runs that the claim is about. A claim about stability is
+    "undecided" when one of its runs never learned anything that it could have lost.
     """
-    by_setting: dict[Setting, dict[int, Run]] = {}
-    for run in runs:
-        by_setting.setdefault(Setting(run["retriever"], run["top_k"]), {})[run["seed"]] = run
-    retrievers, top_ks = (list(dict.fromkeys(setting[i] for setting in by_setting)) for i in range(2))
+    by_key = {(run["retriever"], run["top_k"], run["seed"]): run for run in runs}
+    retrievers, top_ks, seeds = (list(dict.fromkeys(key[i] for key in by_key)) for i in range(3))
     found = []
     for claim in claims(retrievers, top_ks):
-        ones, others = by_setting.get(claim.one, {}), by_setting.get(claim.other, {})
-        pairs = {seed: (ones[seed], others[seed]) for seed in ones if seed in others}
-        if not pairs:
-            continue
+        # What one side leaves open is the same on both, so these are pairs that are equal in it.
+        names = _pairs(claim.one.retriever, claim.other.retriever, retrievers)
+        ks = _pairs(claim.one.top_k, claim.other.top_k, top_ks)
         metric = METRICS[claim.metric]
-        differences = {seed: round(metric(one) - metric(other), 4) for seed, (one, other) in pairs.items()}
+        differences: dict[int, float] = {}
+        used: list[Run] = []
+        for seed in seeds:
+            keys = [[(name[side], k[side], seed) for name in names for k in ks] for side in range(2)]
+            if not all(key in by_key for key in keys[0] + keys[1]):
+                continue
+            ones, others = ([by_key[key] for key in some] for some in keys)
+            pairs = zip(ones, others, strict=True)
+            differences[seed] = round(fmean(metric(x) - metric(y) for x, y in pairs), 4)
+            used += ones + others
+        if not differences:
+            continue
         difference = t_interval(list(differences.values()))
-        has_learned = all(run["stability"]["learned"] for pair in pairs.values() for run in pair)
+        has_learned = all(run["stability"]["learned"] for run in used)
         found.append(
             {
                 "finding": claim.finding,
@@ -228,6 +240,16 @@ def findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+Value = TypeVar("Value")
+
+
+def _pairs(one: Value | None, other: Value | None, every: Sequence[Value]) -> list[tuple[Value, Value]]:
+    """The two values; for None, each of ``every`` with itself."""
+    if one is None or other is None:
+        return [(value, value) for value in every]
+    return [(one, other)]
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

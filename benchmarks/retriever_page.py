@@ -1,33 +1,20 @@
-"""The report of `benchmarks.retrievers_in_env`: Markdown for docs/, one HTML page for a browser, and their plots."""
+"""The report of `benchmarks.retrievers_in_env`: Markdown for docs/, and one HTML page for a browser."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from agents import charts
-from benchmarks.retriever_findings import LATE, LEARNED, REACHED, VERDICTS, WINDOW, trailing_mean
-from search_gym.plugins import require
+from benchmarks.retriever_findings import LATE, LEARNED, REACHED, VERDICTS, WINDOW
+from benchmarks.retriever_plots import PLOTS, Summary, draw, runs_of
 from search_gym.render import html_page
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-Summary = Mapping[str, Any]
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
-PLOTS = {
-    "retrievers_by_k": "Exact match of sampled training episodes, a panel for each k",
-    "retrievers_by_retriever": "The same curves, a panel for each retriever",
-    "retrievers_quality": "Exact match after training against what the retriever allows",
-}
 KINDS = ("1-hop", "2-hop")
 
 
@@ -58,19 +45,6 @@ def to_html(summary: Summary) -> str:
     return html_page(f"<main>{body}</main>", "Retrievers in training: search-gym report", style=_STYLE)
 
 
-def draw(summary: Summary) -> dict[str, Callable[[], Figure]]:
-    """For the name of each plot what makes it."""
-    names = list(summary["retrievers"])
-    top_ks = sorted({run["top_k"] for run in summary["runs"]})
-    by_k = {f"k = {k}": {name: _curves(summary, name, k) for name in names} for k in top_ks}
-    by_name = {name: {f"k = {k}": _curves(summary, name, k) for k in top_ks} for name in names}
-    return {
-        "retrievers_by_k": partial(_draw_curves, by_k),
-        "retrievers_by_retriever": partial(_draw_curves, by_name),
-        "retrievers_quality": partial(_draw_quality, summary["rows"]),
-    }
-
-
 def _parts(summary: Summary) -> list[str | Table]:
     updates, rows, runs = summary["updates"], summary["rows"], summary["runs"]
     machine = f"{summary['machine']['cpus']} CPU cores ({summary['machine']['architecture']}), torch {summary['torch']}"
@@ -83,18 +57,20 @@ def _parts(summary: Summary) -> list[str | Table]:
         f"an episode are the same for every k and hold five documents a search."
         + (f" {described}." if described else ""),
         f"Made by `{summary['command']}` on {machine}, from {len(runs)} training runs: "
-        f"{_hours(sum(run['train_seconds'] for run in runs))} of training.",
+        f"{_duration(sum(run['train_seconds'] for run in runs))} of training.",
         "## Findings",
         f"Each line is a finding of the paper as a difference between runs that are equal in everything else. A seed "
         f"gives one difference, its mean over all k or all retrievers where none is named; the interval is Student's "
         f'95 % interval over seeds. The verdict follows from it alone: "reproduces" when all of it has the paper\'s '
         f'sign, "contradicts" when all of it has the other one, else "undecided"; about stability also "undecided" '
-        f"when a run never reached a mean exact match of {LEARNED:g}, because it had nothing to lose.",
+        f"when a run never reached a mean exact match of {LEARNED:g}, because it had nothing to lose. Of so many "
+        "lines, one in twenty would be decided by chance alone; those without a k or a retriever say most.",
         *_findings(summary["findings"]),
         "The paper's differences are in exact match on seven data sets, with a model of seven billion parameters: "
         "k = 1, 3, 5 give .375, .431, .400 (arXiv 2503.09516); training with random documents, BM25, E5 with HNSW, and "
-        "exact E5 gives .241, .352, .379, .430 (arXiv 2505.15117); `dense − bm25` stands beside exact E5. The tiny agent copies words from short facts; a finding "
-        "about it is one about how search is learned, not about which k or retriever suits a large model.",
+        "exact E5 gives .241, .352, .379, .430 (arXiv 2505.15117); `dense − bm25` stands beside exact E5. The tiny "
+        "agent copies words from short facts; a finding about it is one about how search is learned, not about which k "
+        "or retriever suits a large model.",
         "## Learning curves",
         *_plot("retrievers_by_k"),
         f"Lines are means over seeds of the mean of the last {WINDOW} updates, bands reach from the lowest seed to the "
@@ -107,7 +83,9 @@ def _parts(summary: Summary) -> list[str | Table]:
         "retriever reach together, the second what the agent has learned. Intervals are 95 % bootstrap intervals over "
         'seeds and questions. "Allows" is what a program reaches that searches once a hop with the same retriever.',
         _em_table(rows),
-        *_plot("retrievers_quality"),
+        *_plot("retrievers_held_out"),
+        "Both kinds count the same. A dot is a seed, a line joins the means, and a dashed line is what the retriever "
+        "of the training allows.",
         "## Searches and tokens",
         "Per held-out episode with the retriever of the training: searches, tokens that the policy wrote, tokens that "
         "the searches brought. Then seconds of training per run, on a machine that did other work too.",
@@ -184,7 +162,7 @@ def _cost_table(rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, A
     head = ["retriever", "k", "searches", "tokens written", "tokens found", "seconds", "CPU seconds"]
     cells = []
     for row in rows:
-        own, chosen = row["own"], _runs_of(runs, row)
+        own, chosen = row["own"], runs_of(runs, row)
         cpu = [run["train_cpu_seconds"] for run in chosen if run["train_cpu_seconds"] is not None]
         cells.append(
             [
@@ -213,7 +191,7 @@ def _stability_table(rows: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[s
     ]
     cells = []
     for row in rows:
-        chosen = _runs_of(runs, row)
+        chosen = runs_of(runs, row)
         found = [run["stability"] for run in chosen]
         reached = [one["reached"] for one in found if one["reached"] is not None]
         mean = {
@@ -248,12 +226,8 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     ]
 
 
-def _runs_of(runs: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [run for run in runs if (run["retriever"], run["top_k"]) == (row["retriever"], row["top_k"])]
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours"
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
 
 
 def _is_number(text: str) -> bool:
@@ -282,69 +256,3 @@ th, td { padding: .3rem .9rem .3rem 0; text-align: left; border-bottom: 1px soli
 th { color: var(--soft); font-weight: 500; }
 figure { margin: 1rem 0; } figure svg { display: block; width: 100%; height: auto; }
 """
-
-
-def _curves(summary: Summary, name: str, top_k: int) -> list[Sequence[float]]:
-    return [run["curves"]["em"] for run in summary["runs"] if (run["retriever"], run["top_k"]) == (name, top_k)]
-
-
-def _draw_curves(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
-    figure = require("matplotlib.figure", extra="agents").Figure(
-        figsize=(max(2.6 * len(panels), 5.2), 3.0), layout="constrained"
-    )
-    axes_row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    lines = {}
-    for axes, (title, curves) in zip(axes_row, panels.items(), strict=True):
-        for number, (label, values) in enumerate(curves.items()):
-            if values:
-                smooth = np.array([trailing_mean(curve, WINDOW) for curve in values])
-                updates = np.arange(1, smooth.shape[1] + 1)
-                color = charts.COLORS[number % len(charts.COLORS)]
-                axes.fill_between(updates, smooth.min(0), smooth.max(0), color=color, alpha=0.18, linewidth=0)
-                (lines[label],) = axes.plot(updates, smooth.mean(0), color=color, linewidth=1.8)
-        axes.set_title(title, loc="left", fontsize=10.5)
-        axes.set_xlabel("update")
-        axes.set_ylim(0, 1.02)
-        _tidy(axes)
-    axes_row[0].set_ylabel("exact match")
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
-    return figure
-
-
-def _draw_quality(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    figure = require("matplotlib.figure", extra="agents").Figure(figsize=(7.8, 3.6), layout="constrained")
-    names, top_ks = (list(dict.fromkeys(row[key] for row in rows)) for key in ("retriever", "top_k"))
-    lines = {}
-    for axes, where, title in zip(
-        figure.subplots(1, 2, sharey=True), ("own", "common"), ("Its own retriever", "BM25"), strict=True
-    ):
-        for row in rows:
-            number = names.index(row["retriever"])
-            allows = fmean(row["scripted"]["oracle"].values()) + 0.012 * (number - len(names) // 2)
-            em = [row[where]["em"][kind]["mean"] for kind in KINDS]
-            (lines[row["retriever"]],) = axes.plot(
-                allows + 0.03 * (top_ks.index(row["top_k"]) - len(top_ks) // 2),
-                fmean(em),
-                marker=f"${row['top_k']}$",
-                markersize=9,
-                linestyle="none",
-                color=charts.COLORS[number % len(charts.COLORS)],
-            )
-        axes.plot([0, 1], [0, 1], color=charts.LINE, linewidth=1, zorder=0)
-        axes.set_title(f"Evaluated with: {title}", loc="left", fontsize=10.5)
-        axes.set_xlabel("exact match that the training retriever allows")
-        axes.set_xlim(-0.08, 1.1)
-        axes.set_ylim(-0.05, 1.05)
-        _tidy(axes)
-        axes.set_ylabel("exact match" if where == "own" else "")
-    figure.legend(
-        lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False, handletextpad=0.2
-    )
-    return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(axis="y", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)

@@ -40,7 +40,8 @@ from agents.runlog import command_line, write_json, write_text
 from agents.tasks import EnvConfig, make_envs
 from agents.transcripts import score
 from benchmarks.retriever_findings import findings, plain_run, summarise
-from benchmarks.retriever_page import draw, page, to_html
+from benchmarks.retriever_page import page, to_html
+from benchmarks.retriever_plots import draw
 from benchmarks.runs import in_processes, machine
 from search_gym import SearchVectorEnv, TokenCodec, retrievers, tinywiki
 from search_gym.corpus import write_corpus
