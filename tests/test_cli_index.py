@@ -48,6 +48,16 @@ def test_build_describe_and_search_in_processes(passages: Path, tmp_path: Path) 
     assert [[Document(*d.values()) for d in self["documents"]] for self in map(renamed, rows)] == expected
 
 
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "search_gym", "data", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def renamed(row: dict) -> dict:
     fields = ("id", "title", "text", "score")
     return {**row, "documents": [{name: document[name] for name in fields} for document in row["documents"]]}

@@ -35,6 +35,9 @@ def test_text_and_json_give_back_what_was_printed(spec: Spec) -> None:
     assert Spec.parse(str(spec)) == spec
     assert str(Spec.parse(str(spec))) == str(spec)
     assert Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    written = json.dumps(spec.to_json(), indent=1)
+    if written.startswith("{"):
+        assert Spec.parse(f"\n{written}") == spec
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,15 @@ def test_an_error_shows_the_place(text: str, message: str) -> None:
     assert "⟨here⟩" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ['{"retriever": "bm25"', "{bm25}", '{"retriever": "bm25"} x', "{" * 100_000])
+def test_text_that_begins_as_json_is_json(text: str) -> None:
+    with pytest.raises(OptionError, match="expected a retriever's description in JSON, got") as caught:
+        Spec.parse(text)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(OptionError, match="expected a retriever as"):
+        Spec.parse('{"name": "bm25"}')
+
+
 @pytest.mark.parametrize(
     "value",
     [{}, {"retriever": 3}, {"retriever": "a b"}, {"retriever": "x", "over": "bm25"}, {"retriever": "x", "a b": 1}, 7],
@@ -129,7 +141,8 @@ def test_a_description_builds_what_objects_build() -> None:
         "seed": 3,
     }
     expected = by_hand.search(QUERIES, 3)
-    for described in ("noisy(hybrid(bm25(k1=0.9), oracle, depth=5), seed=3)", as_json, Spec.from_json(as_json)):
+    text = "noisy(hybrid(bm25(k1=0.9), oracle, depth=5), seed=3)"
+    for described in (text, as_json, json.dumps(as_json), Spec.from_json(as_json)):
         assert retrievers.load(described, DOCUMENTS).search(QUERIES, 3) == expected
     seeded = retrievers.load("noisy(hybrid(bm25(k1=0.9), oracle, depth=5))", DOCUMENTS, seed=3)
     assert seeded.search(QUERIES, 3) == expected

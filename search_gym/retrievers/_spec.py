@@ -42,7 +42,7 @@ class Spec:
 
     @staticmethod
     def parse(text: str) -> Spec:
-        """Read ``name``, or ``name(retriever, ..., option=value, ...)``.
+        """Read ``name``, or ``name(retriever, ..., option=value, ...)``, or the text of what `to_json` returns.
 
         A value is a JSON number, string, list, object, ``true``, ``false`` or ``null``, or a word without quotes, such
         as a path or a URL.
@@ -50,6 +50,14 @@ class Spec:
         Raises:
             OptionError: anything else; the message shows the place.
         """
+        if text.lstrip().startswith("{"):
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise OptionError(
+                    f"expected a retriever's description in JSON, got {text!r:.200}: {error}; do: correct it"
+                ) from error
+            return Spec.from_json(value)
         reader = _Reader(text)
         spec = reader.spec()
         if reader.rest():
