@@ -61,6 +61,8 @@ class ComputeConfig:
     """Episodes that a process computes gradients of at a time; by default its whole share of a mini-batch."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the computation; the weights that are trained stay float32."""
+    compile: Literal["none", "layers"] = "none"
+    """Compile the layers of the model for the update (torch.compile): worth its half minute on a GPU."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     lora_rank: int = 0

@@ -83,7 +83,10 @@ class Learner:
         self._wrapped = self.accelerator.prepare_model(self.policy)
         rates = config.optimizer
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.policy, rates), eps=rates.epsilon, weight_decay=rates.weight_decay
+            _parameter_groups(self.policy, rates),
+            eps=rates.epsilon,
+            weight_decay=rates.weight_decay,
+            fused=self.device.type == "cuda",
         )
         self._stats: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}

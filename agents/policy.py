@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from agents.fused_scores import token_scores
 from search_gym.errors import OptionError
+
+PLAIN_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+"""Model types whose logits are the last states times one matrix, unless their configuration says more."""
 
 
 class TokenScores(NamedTuple):
@@ -64,16 +68,14 @@ def evaluate_tokens(
 ) -> TokenScores:
     """Log-probabilities and entropies of the tokens in ``loss_mask``, with gradients, for a model without a value head.
 
-    Logits are computed only in columns where some row needs them. ``attention_mask`` is True on real tokens, padding
-    being left, right or both. ``vocab_size`` as in ``token_logprobs``. ``entropy_grad=False`` saves the memory of
-    the entropy's gradient.
+    Logits are computed only where they are needed, and in chunks for models with a plain head. ``attention_mask`` is
+    True on real tokens, padding being left, right or both. ``vocab_size`` as in ``token_logprobs``.
+    ``entropy_grad=False`` saves the memory of the entropy's gradient.
 
     Raises:
         OptionError: ``temperature`` is not positive, or ``loss_mask`` holds token 0, which nothing precedes.
     """
-    sampled_next, columns = _predictors(loss_mask)
-    output = forward_model(model, token_ids, attention_mask, columns=columns)
-    return _score(output["logits"], token_ids, sampled_next, columns, temperature, vocab_size, entropy_grad)
+    return _evaluate(model, token_ids, attention_mask, loss_mask, temperature, vocab_size, entropy_grad)[0]
 
 
 class CausalLMPolicy(nn.Module):
@@ -146,15 +148,21 @@ class CausalLMWithValueHead(CausalLMPolicy):
         entropy_grad: bool = True,
     ) -> TokenEvaluation:
         """Log-probabilities, entropies and values of the tokens in ``loss_mask``; see ``evaluate_tokens`` above."""
+        scores, hidden = _evaluate(
+            self.model,
+            token_ids,
+            attention_mask,
+            loss_mask,
+            temperature,
+            self.vocab_size,
+            entropy_grad,
+            with_states=self.critic is None,
+        )
         sampled_next, columns = _predictors(loss_mask)
-        states = self.critic is None
-        output = forward_model(self.model, token_ids, attention_mask, columns=columns, output_hidden_states=states)
-        scores = _score(output["logits"], token_ids, sampled_next, columns, temperature, self.vocab_size, entropy_grad)
-        if self.critic is not None:  # its logits are not wanted; one column is the least that it can compute
-            output = forward_model(
-                self.critic, token_ids, attention_mask, columns=columns[:1], output_hidden_states=True
-            )
-        hidden = output["hidden_states"][-1][sampled_next].float()
+        if self.critic is not None:
+            hidden = last_states(self.critic, token_ids, attention_mask, columns=columns)[sampled_next]
+        assert hidden is not None
+        hidden = hidden.float()
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.value_head(hidden.detach() if self.detach_value else hidden).squeeze(-1)
         return TokenEvaluation(scores.logprobs, scores.entropies, _place(values, sampled_next))
@@ -169,12 +177,10 @@ def forward_model(
     output_hidden_states: bool = False,
 ) -> ModelOutput:
     """Run ``model`` without a cache; ``logits`` (B, K, V) are those of ``columns``, and positions count real tokens."""
-    position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
     keeps = takes_logits_to_keep(model)
     output = model(
         input_ids=token_ids,
-        attention_mask=attention_mask.long(),
-        position_ids=position_ids,
+        **_attention(attention_mask),
         use_cache=False,
         output_hidden_states=output_hidden_states,
         **({"logits_to_keep": columns} if keeps else {}),
@@ -182,6 +188,42 @@ def forward_model(
     if not keeps:
         output["logits"] = output["logits"][:, columns]
     return output
+
+
+def last_states(
+    model: PreTrainedModel,
+    token_ids: Int[Tensor, "B T"],
+    attention_mask: Bool[Tensor, "B T"],
+    *,
+    columns: Int[Tensor, " K"],
+) -> Float[Tensor, "B T W"]:
+    """What the output layer of ``model`` reads. Where logits are wanted too, only ``columns`` of them are computed."""
+    if has_plain_head(model):
+        body = model.get_decoder()
+        return body(input_ids=token_ids, **_attention(attention_mask), use_cache=False).last_hidden_state
+    # Logits are not wanted; one column is the least that can be computed.
+    output = forward_model(model, token_ids, attention_mask, columns=columns[:1], output_hidden_states=True)
+    return output["hidden_states"][-1]
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are the last states times the output layer's weight, and nothing else."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    return (
+        config.model_type in PLAIN_HEADS
+        and not getattr(config, "final_logit_softcapping", None)
+        and type(head) is nn.Linear
+        and head.bias is None
+    )
+
+
+def _attention(attention_mask: Bool[Tensor, "B T"]) -> dict[str, Tensor]:
+    """What tells a model which tokens are real. Padding on the right needs no mask, because nobody looks ahead."""
+    if bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
+        return {}
+    position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+    return {"attention_mask": attention_mask.long(), "position_ids": position_ids}
 
 
 def takes_logits_to_keep(model: PreTrainedModel) -> bool:
@@ -216,6 +258,34 @@ def _predictors(loss_mask: Tensor) -> tuple[Tensor, Tensor]:
         )
     sampled_next = _next(loss_mask)
     return sampled_next, sampled_next.any(dim=0).nonzero().squeeze(-1)
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    token_ids: Tensor,
+    attention_mask: Tensor,
+    loss_mask: Tensor,
+    temperature: float,
+    vocab_size: int | None,
+    entropy_grad: bool,
+    *,
+    with_states: bool = False,
+) -> tuple[TokenScores, Tensor | None]:
+    """Scores of the N tokens in ``loss_mask``, and with ``with_states`` the states (N, W) that they were chosen in."""
+    sampled_next, columns = _predictors(loss_mask)
+    if has_plain_head(model):
+        states = last_states(model, token_ids, attention_mask, columns=columns)[sampled_next]
+        head = model.get_output_embeddings().weight
+        targets = _next(token_ids)[sampled_next]
+        if not temperature > 0:
+            raise OptionError(f"expected a temperature above 0, got {temperature}; do: raise it")
+        logprobs, entropies = token_scores(
+            states, head, targets, temperature, vocab_size=vocab_size, entropy_grad=entropy_grad
+        )
+        return TokenScores(_place(logprobs, sampled_next), _place(entropies, sampled_next)), states
+    output = forward_model(model, token_ids, attention_mask, columns=columns, output_hidden_states=with_states)
+    scores = _score(output["logits"], token_ids, sampled_next, columns, temperature, vocab_size, entropy_grad)
+    return scores, output["hidden_states"][-1][sampled_next] if with_states else None
 
 
 def _score(

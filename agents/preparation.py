@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from agents.checkpoint import load_policy
 from agents.config import ComputeConfig, TrainConfig
-from agents.policy import CausalLMPolicy, CausalLMWithValueHead
+from agents.policy import PLAIN_HEADS, CausalLMPolicy, CausalLMWithValueHead, has_plain_head
 from search_gym.codec import TokenCodec
 from search_gym.errors import OptionError
 from search_gym.plugins import require
@@ -72,6 +72,8 @@ def prepare_models(config: TrainConfig, device: torch.device, *, with_values: bo
         reference = CausalLMPolicy(copy.deepcopy(policy.model), vocab_size=policy.vocab_size).requires_grad_(False)
     if config.compute.gradient_checkpointing:
         _checkpoint_gradients(policy)
+    if config.compute.compile == "layers":
+        _compile_layers(policy)
     return Models(policy, codec, reference, adapters)
 
 
@@ -85,6 +87,21 @@ def _add_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
         return peft.get_peft_model(model, options)
+
+
+def _compile_layers(policy: CausalLMPolicy) -> None:
+    """Compile each layer; all have the same code, so it is compiled once for any number of them and for all lengths."""
+    models = [policy.model]
+    if isinstance(policy, CausalLMWithValueHead) and policy.critic is not None:
+        models.append(policy.critic)
+    for model in models:
+        if not has_plain_head(model):
+            raise OptionError(
+                f"expected a model of type {', '.join(PLAIN_HEADS)} for compile='layers', got "
+                f"{model.config.model_type!r}; do: leave out --compile"
+            )
+        for layer in model.get_decoder().layers:
+            layer.compile(dynamic=True)
 
 
 def _checkpoint_gradients(policy: CausalLMPolicy) -> None:

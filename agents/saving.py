@@ -47,14 +47,15 @@ def restore_tensors(tensors: Mapping[str, Tensor], policy: nn.Module, optimizer:
             f"expected the saved state of a model with these weights, got others, or of another shape: {wrong[:3]} "
             f"({len(wrong)} in all); do: resume with the model and the options that the run began with"
         )
+    fused = bool(optimizer.defaults.get("fused"))
     for name, weight in policy.named_parameters():
         if weight.requires_grad:
             weight.copy_(tensors[f"policy.{name}"])
             prefix = f"optimizer.{name}."
             kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             optimizer.state[weight] = {
-                # Adam counts its steps on the CPU.
-                key: value.clone() if key == "step" else value.to(weight.device, copy=True)
+                # Adam counts its steps on the CPU, unless it is one kernel.
+                key: value.clone() if key == "step" and not fused else value.to(weight.device, copy=True)
                 for key, value in kept.items()
             }
             if not kept:

@@ -10,6 +10,8 @@ Parts, each of which compares what it compares in one run:
 ``rollouts``: whole episodes of three searches and a last turn with a 1 ms retriever, beside the reference's method:
 each turn ``generate`` prefills the whole context and goes on to the limit, and what follows the closing tag is cut.
 ``retriever``: the share of the wall time that a 50 ms retriever costs, against one that answers at once.
+``update``: tokens per second of a policy gradient over 32 rollouts of 1,024 tokens, all of them sampled, beside plain
+``forward`` and ``backward`` with a log-softmax of all logits; memory of both.
 ``paper``: one round of PPO and one of GRPO for random weights of Qwen2.5-3B's shape, with the trainer itself.
 
 Models have random weights; `benchmarks.shapes` says how their tokens are read. Writes one JSON file.
@@ -34,22 +36,24 @@ import tyro
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from agents import grpo, ppo
+from agents import grpo, losses, ppo
 from agents.config import ComputeConfig, OptimizerConfig, SaveConfig
 from agents.fast_generation import FastGenerator
 from agents.generation import CachedGenerator
-from agents.rollout import Rollout, collect
+from agents.learner import Learner
+from agents.rollout import Rollout, RolloutBatch, collate, collect
 from agents.runlog import RunLog, command_line, to_jsonable, write_json
 from benchmarks.shapes import CLOSES, SMALL, SMOLLM2, UniformCodec, make_envs, make_model
+from search_gym import Question, Span
 
-Part = Literal["check", "decode", "rollouts", "retriever", "paper"]
+Part = Literal["check", "decode", "rollouts", "retriever", "update", "paper"]
 
 
 @dataclass(frozen=True)
 class EngineSpeedConfig:
     """Options of the benchmark."""
 
-    parts: tuple[Part, ...] = ("check", "decode", "rollouts", "retriever", "paper")
+    parts: tuple[Part, ...] = ("check", "decode", "rollouts", "retriever", "update", "paper")
     """What to measure."""
     shape: Literal["smollm2", "small"] = "smollm2"
     """Model of the first four parts: SmolLM2-135M's shape, or one that a CPU can bear."""
@@ -61,6 +65,12 @@ class EngineSpeedConfig:
     """Mean tokens of context in ``decode``."""
     tokens: int = 128
     """Tokens that each slot decodes in ``decode``, half of them before the mean context and half after it."""
+    update_rows: int = 32
+    """Rollouts in ``update``."""
+    update_tokens: int = 1024
+    """Tokens of each of them."""
+    compile: bool = True
+    """Compile layers in ``update`` and ``paper`` on a GPU."""
     paper_rollouts: int = 64
     """Episodes in a round of ``paper``."""
     output: Path = Path("benchmarks/results/engine_speed.json")
@@ -164,7 +174,12 @@ def decode(bench: Bench) -> dict[str, Any]:
 
     def generate() -> Any:
         return bench.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=few, min_new_tokens=few
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=few,
+            min_new_tokens=few,
         )
 
     def prefill() -> Any:
@@ -236,6 +251,7 @@ def reference_rollouts(bench: Bench, num_episodes: int) -> int:
             input_ids=torch.from_numpy(ids).to(bench.device),
             attention_mask=torch.from_numpy(mask).to(bench.device),
             do_sample=True,
+            top_k=0,
             max_new_tokens=limit,
             min_new_tokens=limit,
         )
@@ -274,6 +290,89 @@ def retriever(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def update(bench: Bench) -> dict[str, Any]:
+    """Seconds of an update in one and in four micro-batches, and of a plain one; none of them steps the optimiser."""
+    config, on_gpu = bench.config, bench.device.type == "cuda"
+    rows, length = config.update_rows, config.update_tokens
+    rng = np.random.default_rng(0)
+    rollouts = [fake_rollout(rng.integers(2, bench.shape["vocab_size"], length), bool(i % 2)) for i in range(rows)]
+    found: dict[str, Any] = {"rows": rows, "tokens_a_row": length}
+    micro_batches = {"ours": rows, "ours_in_four": max(1, rows // 4)}
+    for name, micro in micro_batches.items():
+        compute = ComputeConfig(
+            device=config.device,
+            precision="bf16" if on_gpu else "fp32",
+            micro_batch_size=micro,
+            compile="layers" if on_gpu and config.compile else "none",
+        )
+        options = replace(
+            grpo.PRESETS["default"],
+            model="benchmarks.shapes:smollm2" if config.shape == "smollm2" else "benchmarks.shapes:small",
+            compute=compute,
+            rollouts_per_update=rows,
+            group_size=2,
+            minibatch_size=rows,
+            kl_coef=0.0,
+        )
+        learner = Learner(options)
+        learner.optimizer.step = lambda *args: None  # pyright: ignore[reportAttributeAccessIssue]
+        batch = collate(rollouts, 0, bench.device, group_size=2)
+        learner.begin(0)
+        found |= _timed_update(bench, name, lambda: policy_gradient(learner, batch), rows * length)  # noqa: B023
+        learner.optimizer.zero_grad()
+    batch = collate(rollouts, 0, bench.device, group_size=2)
+    model = make_model(bench.shape, config.device, torch.float32)
+
+    def plain() -> None:
+        model.zero_grad()
+        with torch.autocast(bench.device.type, torch.bfloat16, enabled=on_gpu):
+            logits = model(input_ids=batch.token_ids, use_cache=False).logits
+        logprobs = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.token_ids[:, 1:, None])
+        (-logprobs.mean()).backward()
+
+    found |= _timed_update(bench, "plain", plain, rows * length)
+    found["ratio"] = round(found["ours_tokens_per_second"] / found["plain_tokens_per_second"], 2)
+    if on_gpu:
+        found["memory_ratio"] = round(found["ours_in_four_peak_gb"] / found["plain_peak_gb"], 3)
+        found["memory_ratio_in_one"] = round(found["ours_peak_gb"] / found["plain_peak_gb"], 3)
+    return found
+
+
+def _timed_update(bench: Bench, name: str, function: Callable[[], None], tokens: int) -> dict[str, Any]:
+    for _ in range(2):
+        function()
+    bench.wait()
+    bench.peak_gb()
+    seconds = [bench.seconds(function) for _ in range(5)]
+    return {
+        f"{name}_milliseconds": round(1e3 * statistics.median(seconds), 1),
+        f"{name}_tokens_per_second": round(tokens / statistics.median(seconds)),
+        f"{name}_peak_gb": bench.peak_gb(),
+    }
+
+
+def fake_rollout(token_ids: Any, rewarded: bool) -> Rollout:
+    """A rollout of one prompt token and an action of all others."""
+    length = len(token_ids)
+    spans = (Span("prompt", 0, 1), Span("action", 1, length))
+    loss_mask = np.arange(length) > 0
+    logprobs = np.full(length - 1, -np.log(length), dtype=np.float32)
+    question = Question("q", "q", ("a",))
+    return Rollout(question, 0, token_ids, spans, loss_mask, logprobs, float(rewarded), True, False, (), num_searches=0)
+
+
+def policy_gradient(learner: Learner, batch: RolloutBatch) -> None:
+    """One mini-batch of a clipped policy gradient with an entropy that is only logged, as in ``agents/grpo.py``."""
+    advantages = losses.group_advantages(batch.rewards.sum(dim=1), batch.group_ids)[:, None].expand_as(batch.rewards)
+    for part in learner.parts(batch, seed=0):
+        new = learner.evaluate(part)
+        weights = part.weights(batch.loss_mask)
+        loss, stats = losses.ppo_policy_loss(
+            new.logprobs, new.logprobs.detach(), part.cut(advantages), part.loss_mask, 0.2, 0.2, weights=weights
+        )
+        learner.backward(loss, stats | {"entropy": losses.weighted_sum(new.entropies, part.loss_mask, weights)})
+
+
 class EnoughError(Exception):
     """A round is over."""
 
@@ -300,6 +399,7 @@ def paper(bench: Bench) -> dict[str, Any]:
         gradient_checkpointing=True,
         micro_batch_size=4,
         keep_cache=False,
+        compile="layers" if on_gpu and bench.config.compile else "none",
     )
     found: dict[str, Any] = {}
     for name, module, options in (("PPO", ppo, {}), ("GRPO", grpo, {"group_size": 4})):
@@ -340,6 +440,7 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "decode": decode,
     "rollouts": rollouts,
     "retriever": retriever,
+    "update": update,
     "paper": paper,
 }
 

@@ -63,6 +63,11 @@ def small() -> tuple[PreTrainedModel, UniformCodec]:
     return make_model(SMALL, "cpu", torch.float32), UniformCodec(SMALL["vocab_size"])
 
 
+def smollm2() -> tuple[PreTrainedModel, UniformCodec]:
+    """SmolLM2-135M's shape in float32 on the GPU, and its codec."""
+    return make_model(SMOLLM2, "cuda", torch.float32), UniformCodec(SMOLLM2["vocab_size"])
+
+
 def qwen_3b() -> tuple[PreTrainedModel, UniformCodec]:
     """Qwen2.5-3B's shape in float32 on the GPU, and its codec."""
     return make_model(QWEN_3B, "cuda", torch.float32), UniformCodec(QWEN_3B["vocab_size"])
