@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from agents import algorithms
 from agents.checkpoint import read_state
 from agents.config import SaveConfig
 from agents.health import HealthConfig
+from agents.learner import Learner
 from agents.models import CheckpointError
+from agents.runlog import RunLog
 from agents.saving import restore_tensors
 from agents.trainer import CollapseError, Trainer
 from search_gym.errors import OptionError
@@ -35,7 +38,9 @@ CONTEXT.set_forkserver_preload(["agents.ppo", "agents.dapo"])
 def config(name: str, run_dir: Path, **options: Any) -> Any:
     small = {"updates": UPDATES, "rollouts_per_update": 16, "minibatch_size": 8, "group_size": 4}
     save = SaveConfig(resume=True, save_every=options.pop("save_every", 2))
-    return replace(algorithms.load(name).PRESETS["default"], run_dir=run_dir, save=save, **{**small, **options})
+    preset = algorithms.load(name).PRESETS["default"]
+    env = replace(preset.env, reward="format")  # which the untrained policy earns often enough for groups to differ
+    return replace(preset, run_dir=run_dir, save=save, env=env, **{**small, **options})
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -47,75 +52,110 @@ def weights(run_dir: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((run_dir / "checkpoint").glob("*.safetensors"))]
 
 
-def child(name: str, options: Any) -> None:
+def die_at(event: str, count: int) -> None:
+    """Let this process kill itself when it comes to ``event`` for the ``count``-th time.
+
+    "rollouts": a round has been played. "gradient": a part of a mini-batch has been computed. "row": the log has got
+    a row. "state": a file of a state is about to be opened, renamed or removed.
+    """
+    steps = itertools.count(1)
+
+    def step() -> None:
+        if next(steps) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def stepping(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            result = function(*args)
+            step()
+            return result
+
+        return wrapped
+
+    def audit(name: str, arguments: tuple[Any, ...]) -> None:
+        if (name == "open" or name.startswith("os.")) and any("/states/" in str(argument) for argument in arguments):
+            step()
+
+    if event == "state":
+        sys.addaudithook(audit)
+    else:
+        places = {"rollouts": (Trainer, "collect"), "gradient": (Learner, "backward"), "row": (RunLog, "write")}
+        owner, name = places[event]
+        setattr(owner, name, stepping(getattr(owner, name)))
+
+
+def child(name: str, options: Any, moment: tuple[str, int] | None, ready: Any) -> None:
+    if moment is not None:
+        die_at(*moment)
+    ready.set()
     algorithms.load(name).train(options)
 
 
-def start(name: str, options: Any) -> multiprocessing.process.BaseProcess:
-    process = CONTEXT.Process(target=child, args=(name, options))
+def start(name: str, options: Any, moment: tuple[str, int] | None = None) -> tuple[BaseProcess, Any]:
+    """A process that trains, and an event that says that it is about to begin."""
+    ready = CONTEXT.Event()
+    process = CONTEXT.Process(target=child, args=(name, options, moment, ready))
     process.start()
-    return process
+    return process, ready
 
 
-def kill_when(process: multiprocessing.process.BaseProcess, condition: Callable[[], bool]) -> bool:
-    """Kill ``process`` as soon as ``condition`` holds; False if it ended before."""
-    while process.is_alive():
-        if condition():
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            return True
-        time.sleep(0.0005)
-    return False
-
-
-@pytest.mark.parametrize("name", ["ppo", "dapo"])
-def test_killed_at_any_moment_a_run_goes_on_exactly(name: str, tmp_path: Path) -> None:
-    alone = config(name, tmp_path / "alone")
-    CONTEXT.Process(target=algorithms.load, args=(name,)).run()  # so that no import is in the time taken
-    began = time.monotonic()
-    process = start(name, alone)
+def run(name: str, options: Any, moment: tuple[str, int] | None = None) -> int | None:
+    """The exit code of a process that trains; minus the signal's number if one ended it."""
+    process, _ = start(name, options, moment)
     process.join()
-    duration = time.monotonic() - began
-    assert process.exitcode == 0
+    return process.exitcode
 
+
+@pytest.fixture(scope="module", params=["ppo", "dapo"])
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """An algorithm, and the folder of a run of it that was left alone."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    assert run(request.param, config(request.param, run_dir)) == 0
+    return request.param, run_dir
+
+
+def assert_same_end(run_dir: Path, other: Path) -> None:
+    assert rows(run_dir) == rows(other)
+    assert weights(run_dir) == weights(other)
+
+
+def test_killed_at_any_moment_a_run_goes_on_exactly(alone: tuple[str, Path], tmp_path: Path) -> None:
+    """Each process kills itself at a moment of its own work, so that no clock decides whether it is met."""
+    name, expected = alone
     killed = config(name, tmp_path / "killed")
-    metrics, states = killed.run_dir / "metrics.jsonl", killed.run_dir / "states"
-
-    def has_rows(count: int) -> Callable[[], bool]:
-        return lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= count
-
-    def writes_state() -> bool:
-        return any(states.glob(".update-*.new"))
-
     moments = [
-        has_rows(1),  # before any state is there
-        writes_state,  # in the middle of the first state
-        has_rows(UPDATES // 2),  # in an update after a state
-        writes_state,
+        ("rollouts", 1),  # before there is anything to go on from
+        ("gradient", 3),  # in the second mini-batch of the first update
+        ("state", 1),  # before the first file of the first state
+        ("state", 4),  # in the middle of it
+        ("row", 3),  # after an update whose state is not saved
+        ("state", 10),  # while the next state is written
+        ("state", 14),
+        ("gradient", 1),  # in the first update after a return
+        ("rollouts", 2),  # before the second one is recorded
     ]
+    for moment in moments:
+        assert run(name, killed, moment) == -signal.SIGKILL, moment
+    assert not (killed.run_dir / "checkpoint").exists()
+    assert run(name, killed) == 0
+    assert_same_end(killed.run_dir, expected)
 
-    def ends_like_the_other() -> bool:
-        return rows(killed.run_dir) == rows(alone.run_dir) and weights(killed.run_dir) == weights(alone.run_dir)
 
-    rng = np.random.default_rng(0)
-    kills = 0
-    while kills < 5:
-        if moments:
-            moment = moments.pop(0)
-        else:
-            deadline = time.monotonic() + rng.uniform(0.1, 0.9) * duration
-            moment = lambda deadline=deadline: time.monotonic() > deadline  # noqa: E731
-        if kill_when(start(name, killed), moment):
-            kills += 1
-        else:  # it reached its end first: it begins anew, and is killed earlier
-            assert ends_like_the_other()
-            shutil.rmtree(killed.run_dir)
-            duration /= 2
-    process = start(name, killed)
-    process.join()
-    assert process.exitcode == 0
-    assert ends_like_the_other()
+def test_killed_by_the_clock_a_run_goes_on_exactly(alone: tuple[str, Path], tmp_path: Path) -> None:
+    """Three kills wherever the process happens to be; one that has reached its end by then has lost nothing either."""
+    name, expected = alone
+    killed = config(name, tmp_path / "killed")
+    lines = (expected / "metrics.jsonl").read_text().splitlines()
+    seconds = sum(json.loads(line)["time/rollout_seconds"] + json.loads(line)["time/update_seconds"] for line in lines)
+    for share in np.random.default_rng(0).uniform(0.2, 1.0, size=3):
+        process, ready = start(name, killed)
+        assert ready.wait(300)
+        process.join(share * seconds)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+    assert run(name, killed) == 0
+    assert_same_end(killed.run_dir, expected)
 
 
 @pytest.fixture
