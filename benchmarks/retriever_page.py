@@ -56,7 +56,7 @@ def _parts(summary: Summary) -> list[str | Table]:
         f"retriever, the number k of documents per search, and the seed ({', '.join(map(str, seeds))}). The limits of "
         f"an episode are the same for every k and hold five documents a search."
         + (f" {described}." if described else ""),
-        f"Made by `{summary['command']}` on {machine}, from {len(runs)} training runs: "
+        f"Made by `{summary['command']}` on {machine}, from {_count(runs, summary)}: "
         f"{_duration(sum(run['train_seconds'] for run in runs))} of training.",
         "## Findings",
         f"Each line is a finding of the paper as a difference between runs that are equal in everything else. A seed "
@@ -224,6 +224,11 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
         ]
         for run in runs
     ]
+
+
+def _count(runs: Sequence[Mapping[str, Any]], summary: Summary) -> str:
+    more = "" if len(runs) == summary["planned"] else f", of {summary['planned']} that were planned"
+    return f"{len(runs)} training runs{more}"
 
 
 def _duration(seconds: float) -> str:

@@ -274,6 +274,7 @@ def summary() -> dict[str, Any]:
                 "command": "python -m benchmarks.retrievers --in-env",
                 "machine": {"cpus": 2, "architecture": "x86_64"},
                 "torch": "2",
+                "planned": 45,
                 "updates": 20,
                 "questions_per_kind": 2,
                 "rollouts_per_update": 128,

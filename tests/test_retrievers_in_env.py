@@ -15,15 +15,14 @@ from agents.ppo import PRESETS
 from agents.tasks import EnvConfig
 from benchmarks import retrievers_in_env
 from benchmarks.retriever_page import page
+from benchmarks.retriever_runs import open_envs, run_cell
 from benchmarks.retrievers_in_env import (
     InEnvConfig,
     cells,
     describe,
     find_encoder,
     main,
-    open_envs,
     run,
-    run_cell,
 )
 from search_gym import retrievers, tinywiki
 from search_gym.errors import MissingDependencyError, OptionError
@@ -121,7 +120,9 @@ def test_a_whole_benchmark_that_goes_on_where_it_stopped(
     lost = small.work_dir / "oracle-k1-1/result.json"
     lost.unlink()
     run(replace(small, report_only=True))
-    assert [one["train_seconds"] for one in json.loads(small.output.read_text())["runs"]] == [1234.0]
+    partial = json.loads(small.output.read_text())
+    assert [one["train_seconds"] for one in partial["runs"]] == [1234.0]
+    assert "from 1 training runs, of 2 that were planned: 21 minutes" in small.page.read_text()
     first = summary["runs"][1]
     run(small)
     again = json.loads(small.output.read_text())["runs"]
