@@ -1,4 +1,4 @@
-"""One run of `benchmarks.retrievers_in_env`: train with a retriever, evaluate with it and with BM25, keep the result."""
+"""One run of `benchmarks.retrievers_in_env`: train with a retriever, evaluate with it and with BM25, keep what came."""
 
 from __future__ import annotations
 
