@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
 from torch import Tensor
 
-from agents import losses
+from agents import losses, sharding
 from agents.config import OptimizerConfig, TrainConfig
 from agents.policy import CausalLMPolicy, CausalLMWithValueHead, TokenEvaluation, TokenScores
 from agents.preparation import prepare_models
 from agents.rollout import RolloutBatch
-from search_gym.errors import OptionError
 
 Stats = Mapping[str, Tensor]
 
@@ -60,7 +58,8 @@ class Part:
 class Learner:
     """The models, the optimiser, and what is done to them with a round of rollouts.
 
-    ``policy`` is what is trained, with its ``codec``, on ``device``.
+    ``policy`` is what is trained, with its ``codec``, on ``device``. With FSDP ``trained`` is a sharded copy of it, whose
+    weights it gets at the end of every round; else it is the same.
     """
 
     def __init__(self, config: TrainConfig, *, with_values: bool = False, separate_critic: bool = False) -> None:
@@ -68,29 +67,38 @@ class Learner:
         self.config = config
         torch.set_num_threads(config.compute.threads)
         cpu = config.compute.device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=cpu)
-        kind = self.accelerator.distributed_type
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise OptionError(
-                f"expected processes that each hold the whole model (DDP), got {kind.value}, which shards it; "
-                "do: launch with --multi_gpu, and save memory with --lora-rank or --gradient-checkpointing"
-            )
+        self.accelerator = sharding.make_accelerator(cpu)
         self.device = self.accelerator.device
         config.check(self.accelerator.num_processes)
         self.models = prepare_models(config, self.device, with_values=with_values, separate_critic=separate_critic)
         self.policy: CausalLMPolicy = self.models.policy
         self.codec = self.models.codec
-        self._wrapped = self.accelerator.prepare_model(self.policy)
+        self._training = sharding.trainable(self.models, self.accelerator, config.compute)
+        self.trained = self._training.policy
         rates = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.policy, rates),
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            _parameter_groups(self.trained, rates),
             eps=rates.epsilon,
             weight_decay=rates.weight_decay,
             fused=self.device.type == "cuda",
         )
+        if self.is_sharded:
+            self._wrapped, self.optimizer = sharding.shard(self.trained, self.optimizer, self.accelerator)
+        else:
+            self._wrapped = self.accelerator.prepare_model(self.trained)
         self._stats: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self.skipped_steps = 0
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights that are trained are spread over the processes."""
+        return self.trained is not self.policy
+
+    def gather_weights(self) -> None:
+        """Let ``policy`` have the weights that were trained; all processes have to take part."""
+        if self.is_sharded:
+            sharding.gather(self.trained, self.policy)
 
     def begin(self, update: int, rate_scale: float = 1.0) -> None:
         """Set the learning rates of ``update`` and forget the statistics of the one before."""
@@ -152,15 +160,17 @@ class Learner:
                 self._sums: dict[str, Tensor] = {}
                 self.optimizer.zero_grad()
                 for i, piece in enumerate(pieces):
-                    is_last = i == len(pieces) - 1
-                    with nullcontext() if is_last else self.accelerator.no_sync(self._wrapped):
+                    # A sharded model exchanges the gradients of each part, so that none has to be kept whole.
+                    syncs = self.is_sharded or i == len(pieces) - 1
+                    with nullcontext() if syncs else self.accelerator.no_sync(self._wrapped):
                         rows = minibatch[piece].to(self.device)
                         yield Part(batch.select(rows), rows, minibatch.to(self.device), piece.to(self.device))
                 self._step()
+        self.gather_weights()
 
     def evaluate(self, part: Part, mask: Tensor | None = None) -> Any:
         """What the policy says about the tokens of ``part`` in ``mask`` (b, t), by default the sampled ones."""
-        with self._autocast():
+        with self._autocast(), self._training.recomputing():
             return self._wrapped(
                 part.batch.token_ids,
                 part.batch.attention_mask,
@@ -206,8 +216,9 @@ class Learner:
         if not (isinstance(self.policy, CausalLMWithValueHead) and self.policy.critic is not None):
             groups = [[weight for group in groups for weight in group]]
         norms = [self.accelerator.clip_grad_norm_(group, self.config.optimizer.max_grad_norm) for group in groups]
-        are_finite = all(norm is not None and torch.isfinite(norm) for norm in norms)
-        return norms[0] if are_finite and norms[0] is not None else torch.tensor(torch.nan, device=self.device)
+        norms = [sharding.whole(norm) for norm in norms if norm is not None]
+        is_finite = len(norms) == len(groups) and all(torch.isfinite(norm) for norm in norms)
+        return norms[0] if is_finite else torch.tensor(torch.nan, device=self.device)
 
     def statistics(self) -> dict[str, float]:
         """Statistics over the round's optimiser steps: means, and maxima of those whose name ends in "_max"."""

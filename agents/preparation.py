@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,21 @@ class Models:
     codec: TokenCodec
     reference: CausalLMPolicy | None
     adapters: Any = None
+    checkpointed: Sequence[nn.Module] = ()
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """While the block runs, activations that are to be checkpointed are not kept.
+
+        Transformers does it in training mode only, in which a layer would also refuse the cache that sampling needs.
+        """
+        for module in self.checkpointed:
+            module.training = True
+        try:
+            yield
+        finally:
+            for module in self.checkpointed:
+                module.training = False
 
     @contextmanager
     def as_reference(self) -> Iterator[CausalLMPolicy]:
@@ -70,11 +85,10 @@ def prepare_models(config: TrainConfig, device: torch.device, *, with_values: bo
         adapters = _add_adapters(policy.model, config)
     elif config.kl_coef > 0:
         reference = CausalLMPolicy(copy.deepcopy(policy.model), vocab_size=policy.vocab_size).requires_grad_(False)
-    if config.compute.gradient_checkpointing:
-        _checkpoint_gradients(policy)
+    checkpointed = _checkpoint_gradients(policy) if config.compute.gradient_checkpointing else ()
     if config.compute.compile == "layers":
         _compile_layers(policy)
-    return Models(policy, codec, reference, adapters)
+    return Models(policy, codec, reference, adapters, checkpointed)
 
 
 def _add_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
@@ -100,12 +114,14 @@ def _compile_layers(policy: CausalLMPolicy) -> None:
                 f"expected a model of type {', '.join(PLAIN_HEADS)} for compile='layers', got "
                 f"{model.config.model_type!r}; do: leave out --compile"
             )
-        for layer in model.get_decoder().layers:
+        layers: Any = model.get_decoder().layers
+        for layer in layers:
             layer.compile(dynamic=True)
 
 
-def _checkpoint_gradients(policy: CausalLMPolicy) -> None:
-    """Turn on gradient checkpointing, which transformers only does in training mode, and keep dropout off."""
+def _checkpoint_gradients(policy: CausalLMPolicy) -> list[nn.Module]:
+    """Prepare gradient checkpointing for `Models.recomputing`, keep dropout off, and return the modules that do it."""
+    checkpointed: list[nn.Module] = []
     models = [policy.model]
     if isinstance(policy, CausalLMWithValueHead) and policy.critic is not None:
         models.append(policy.critic)
@@ -119,7 +135,10 @@ def _checkpoint_gradients(policy: CausalLMPolicy) -> None:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False) is True:
+                checkpointed.append(module)
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 setattr(module, "attention_dropout", 0.0)  # noqa: B010
+    return checkpointed

@@ -99,6 +99,30 @@ def test_pieces_change_nothing_but_rounding(model: str, tmp_path: Path, compute:
     assert_close(rows(pieces.run_dir), rows(whole.run_dir), 2e-3)
 
 
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_checkpointed_layers_are_computed_again_for_the_gradient(model: str, tmp_path: Path, critic: str) -> None:
+    options = config(ppo.PPOConfig, tmp_path, model, gradient_checkpointing=True)
+    with Trainer(
+        options, title="test", make_envs=say_who, with_values=True, separate_critic=critic == "separate"
+    ) as run:
+        next(run.updates())
+        batch = run.collate(run.collect())
+        trained = [run.policy.model] if critic == "shared" else [run.policy.model, run.policy.critic]
+        forwards = []
+        for trunk in trained:
+            layers: Any = trunk.get_decoder().layers
+            for layer in layers:
+                layer.mlp.register_forward_pre_hook(lambda *_: forwards.append(1))
+        run.score(batch)
+        assert len(forwards) == (num_layers := 2 * len(trained)) * 2  # of two parts
+        forwards.clear()
+        new = run.evaluate(next(run.minibatches(batch)))
+        assert len(forwards) == num_layers
+        (new.logprobs.sum() + new.values.sum()).backward()
+        assert len(forwards) == 2 * num_layers
+        assert not any(module.training for module in run.policy.modules())
+
+
 def test_bfloat16_scores_what_float32_scores(model: str, tmp_path: Path) -> None:
     """A mantissa of eight bits rounds each of a few dozen operations by up to 2^-9 of its size."""
 
