@@ -14,19 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from agents.models import CheckpointError
+from agents.sharding import part_like, whole
 from search_gym.errors import OptionError
 
 _FREE_TO_CHANGE = {"command", "resumed", "save", "run_dir"}
 
 
-def run_tensors(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every trained weight, and what the optimiser remembers about it."""
+def run_tensors(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, *, is_main_process: bool = True
+) -> dict[str, Tensor]:
+    """Every trained weight, and what the optimiser remembers about it.
+
+    What is spread over processes is gathered: all of them have to call this, and the main one gets the tensors.
+    """
     tensors = {}
     for name, weight in policy.named_parameters():
         if weight.requires_grad:
-            tensors[f"policy.{name}"] = weight.detach()
-            for key, value in optimizer.state.get(weight, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value.detach()
+            for key, value in {"": weight, **optimizer.state.get(weight, {})}.items():
+                tensor = whole(value.detach())
+                if is_main_process:
+                    tensors[f"optimizer.{name}.{key}" if key else f"policy.{name}"] = tensor.cpu()
     return tensors
 
 
@@ -50,15 +57,13 @@ def restore_tensors(tensors: Mapping[str, Tensor], policy: nn.Module, optimizer:
     fused = bool(optimizer.defaults.get("fused"))
     for name, weight in policy.named_parameters():
         if weight.requires_grad:
-            weight.copy_(tensors[f"policy.{name}"])
+            weight.copy_(part_like(tensors[f"policy.{name}"], weight))
             prefix = f"optimizer.{name}."
             kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            optimizer.state[weight] = {
-                # Adam counts its steps on the CPU, unless it is one kernel.
-                key: value.clone() if key == "step" and not fused else value.to(weight.device, copy=True)
-                for key, value in kept.items()
-            }
-            if not kept:
+            optimizer.state[weight] = {key: part_like(value, weight) for key, value in kept.items() if key != "step"}
+            if kept:  # Adam counts its steps on the CPU, unless it is one kernel.
+                optimizer.state[weight]["step"] = kept["step"].to(weight.device if fused else "cpu", copy=True)
+            else:
                 del optimizer.state[weight]
 
 

@@ -153,6 +153,7 @@ class TinyForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: TinyConfig) -> None:

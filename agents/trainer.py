@@ -263,13 +263,14 @@ class Trainer(Learner):
             "counts": self._counts,
             "health": self._monitor.state(),
         }
+        tensors = saving.run_tensors(self.trained, self.optimizer, is_main_process=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            tensors = saving.run_tensors(self.policy, self.optimizer)
             write_state(self.config.run_dir, TrainingState(self.update, tensors, data))
         self.accelerator.wait_for_everyone()
 
     def _restore(self, state: TrainingState) -> None:
-        saving.restore_tensors(state.tensors, self.policy, self.optimizer)
+        saving.restore_tensors(state.tensors, self.trained, self.optimizer)
+        self.gather_weights()
         self.update = state.update
         self._order.taken = state.data["taken"]
         self._rollbacks = state.data["rollbacks"]
