@@ -109,7 +109,9 @@ def _plot(name: str) -> list[str]:
 
 def _interval(found: Mapping[str, float | None], sign: str = "", digits: int = 2) -> str:
     mean, low, high = (
-        None if found[name] is None else f"{found[name]:{sign}.{digits}f}" for name in ("mean", "low", "high")
+        # Zero is added because a small negative number is rounded to minus zero.
+        None if (value := found[name]) is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"
+        for name in ("mean", "low", "high")
     )
     return f"{mean} [{low}, {high}]" if low and high else f"{mean}"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Summary = Mapping[str, Any]
+PANELS_A_ROW = 3
 
 PLOTS = {
     "retrievers_by_k": "Exact match of sampled training episodes, a panel for each k",
@@ -49,10 +50,15 @@ def _curves(summary: Summary, name: str, top_k: int) -> list[Sequence[float]]:
 
 
 def _draw_curves(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
+    columns = min(len(panels), PANELS_A_ROW)
+    rows = -(-len(panels) // columns)
     figure = require("matplotlib.figure", extra="agents").Figure(
-        figsize=(max(2.6 * len(panels), 5.2), 3.0), layout="constrained"
+        figsize=(max(2.6 * columns, 5.2), 0.6 + 2.4 * rows), layout="constrained"
     )
-    axes_row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for unused in grid.flat[len(panels) :]:
+        unused.remove()
+    axes_row = list(grid.flat[: len(panels)])
     lines = {}
     for axes, (title, curves) in zip(axes_row, panels.items(), strict=True):
         for number, (label, values) in enumerate(curves.items()):
@@ -63,10 +69,13 @@ def _draw_curves(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) 
                 axes.fill_between(updates, smooth.min(0), smooth.max(0), color=color, alpha=0.18, linewidth=0)
                 (lines[label],) = axes.plot(updates, smooth.mean(0), color=color, linewidth=1.8)
         axes.set_title(title, loc="left", fontsize=10.5)
-        axes.set_xlabel("update")
         axes.set_ylim(0, 1.02)
         _tidy(axes)
-    axes_row[0].set_ylabel("exact match")
+    for axes in axes_row[::columns]:
+        axes.set_ylabel("exact match")
+    for axes in axes_row[-columns:]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("update")
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
     return figure
 
