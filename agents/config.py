@@ -14,6 +14,7 @@ import tyro
 from transformers.utils.logging import disable_progress_bar
 
 from agents.health import HealthConfig
+from agents.launch import is_main_process, start_missing_processes
 from agents.tasks import EnvConfig
 from search_gym.errors import OptionError, SearchGymError, UnknownNameError
 
@@ -59,6 +60,8 @@ class ComputeConfig:
     """Keep the key-value cache while weights are updated; without, its memory serves both in turn."""
     micro_batch_size: int | None = None
     """Episodes that a process computes gradients of at a time; by default its whole share of a mini-batch."""
+    micro_batch_tokens: int | None = None
+    """Tokens, padding included, that a process computes gradients of at a time: as many episodes as fit."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the computation; the weights that are trained stay float32."""
     compile: Literal["none", "layers"] = "none"
@@ -145,6 +148,8 @@ class TrainConfig:
         for name in ("updates", "epochs"):
             if getattr(self, name) < 1:
                 raise OptionError(f"expected {name} >= 1, got {getattr(self, name)}; do: raise it")
+        if (tokens := self.compute.micro_batch_tokens) is not None and tokens < 1:
+            raise OptionError(f"expected micro_batch_tokens >= 1, got {tokens}; do: raise it")
         if self.save.save_every < 1:
             raise OptionError(f"expected save_every >= 1, got {self.save.save_every}; do: raise it")
 
@@ -194,9 +199,13 @@ def run_command(
     """The command line of an algorithm: options from ``args`` over a preset, then training."""
     disable_progress_bar()
     try:
+        if args is None:
+            start_missing_processes(prog.removeprefix("python -m "), sys.argv[1:])
         default = named_preset(presets, args)
         config = tyro.cli(type(default), default=default, args=args, prog=prog, description=doc)
         train(config)
     except SearchGymError as error:
         sys.exit(f"error: {error}")
-    print(f"The policy is in {config.run_dir / 'checkpoint'}; evaluate it with python -m agents.evaluate --model that.")
+    if is_main_process():
+        checkpoint = config.run_dir / "checkpoint"
+        print(f"The policy is in {checkpoint}; evaluate it with python -m agents.evaluate --model that.")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agents import losses, sharding
 from agents.config import OptimizerConfig, TrainConfig
+from agents.micro_batches import micro_batches
 from agents.policy import CausalLMPolicy, CausalLMWithValueHead, TokenEvaluation, TokenScores
 from agents.preparation import prepare_models
 from agents.rollout import RolloutBatch
@@ -58,8 +59,8 @@ class Part:
 class Learner:
     """The models, the optimiser, and what is done to them with a round of rollouts.
 
-    ``policy`` is what is trained, with its ``codec``, on ``device``. With FSDP ``trained`` is a sharded copy of it, whose
-    weights it gets at the end of every round; else it is the same.
+    ``policy`` is what is trained, with its ``codec``, on ``device``. With FSDP ``trained`` is a sharded copy of it,
+    whose weights it gets at the end of every round; else it is the same.
     """
 
     def __init__(self, config: TrainConfig, *, with_values: bool = False, separate_critic: bool = False) -> None:
@@ -88,6 +89,7 @@ class Learner:
             self._wrapped = self.accelerator.prepare_model(self.trained)
         self._stats: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
+        self._num_tokens = self._num_columns = 0
         self.skipped_steps = 0
 
     @property
@@ -107,6 +109,7 @@ class Learner:
             factor = learning_rate_factor(update, self.config.updates, group["warmup"], final)
             group["lr"] = group["peak"] * factor * rate_scale
         self._stats, self.skipped_steps = [], 0
+        self._num_tokens = self._num_columns = 0
 
     @torch.no_grad()
     def score(self, batch: RolloutBatch, mask: Tensor | None = None) -> Any:
@@ -125,8 +128,8 @@ class Learner:
         mask = batch.loss_mask if mask is None else mask
         kind = TokenEvaluation if isinstance(policy, CausalLMWithValueHead) else TokenScores
         total = kind(*(torch.zeros(mask.shape, device=self.device) for _ in kind._fields))
-        by_length = batch.attention_mask.sum(dim=1).argsort(stable=True)
-        for rows in by_length[self.accelerator.process_index :: self.accelerator.num_processes].split(self._micro):
+        for places in self._cut(batch.attention_mask.sum(dim=1).cpu()):
+            rows = places.to(self.device)
             part = batch.select(rows)
             length = part.token_ids.shape[1]
             with self._autocast():
@@ -149,14 +152,12 @@ class Learner:
 
         `backward` is to be called for each part; the optimiser steps when all parts of a mini-batch have been used.
         """
-        config, rank = self.config, self.accelerator.process_index
-        num_processes = self.accelerator.num_processes
+        config = self.config
         lengths = batch.attention_mask.sum(dim=1).cpu()
         shuffle = torch.Generator().manual_seed(seed)
         for _ in range(config.epochs):
             for minibatch in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
-                places = lengths[minibatch].argsort(stable=True)[rank::num_processes]
-                pieces = places.split(self._micro)
+                pieces = self._cut(lengths[minibatch])
                 self._sums: dict[str, Tensor] = {}
                 self.optimizer.zero_grad()
                 for i, piece in enumerate(pieces):
@@ -164,6 +165,8 @@ class Learner:
                     syncs = self.is_sharded or i == len(pieces) - 1
                     with nullcontext() if syncs else self.accelerator.no_sync(self._wrapped):
                         rows = minibatch[piece].to(self.device)
+                        self._num_tokens += int(lengths[minibatch[piece]].sum())
+                        self._num_columns += len(piece) * int(lengths[minibatch[piece]].max())
                         yield Part(batch.select(rows), rows, minibatch.to(self.device), piece.to(self.device))
                 self._step()
         self.gather_weights()
@@ -231,8 +234,22 @@ class Learner:
         }
 
     @property
-    def _micro(self) -> int:
-        return self.config.compute.micro_batch_size or self.config.minibatch_size // self.accelerator.num_processes
+    def padding(self) -> float:
+        """The share of padding in what this process has computed gradients of since `begin`."""
+        return 1.0 - self._num_tokens / max(1, self._num_columns)
+
+    def _cut(self, lengths: Tensor) -> list[Tensor]:
+        """Which of the rollouts of these ``lengths`` this process computes together, part by part."""
+        compute, num_processes = self.config.compute, self.accelerator.num_processes
+        rows = compute.micro_batch_size
+        if rows is None and compute.micro_batch_tokens is None:
+            rows = self.config.minibatch_size // num_processes
+        by_length = lengths.argsort(stable=True)
+        ours = by_length[self.accelerator.process_index :: num_processes]
+        cuts = micro_batches(
+            lengths[by_length].tolist(), rows=rows, tokens=compute.micro_batch_tokens, num_processes=num_processes
+        )
+        return [ours[cut] for cut in cuts]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16")

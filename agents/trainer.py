@@ -211,6 +211,7 @@ class Trainer(Learner):
             "time/rollout_seconds": self._rollout_seconds,
             "time/update_seconds": seconds - self._rollout_seconds,
             "time/tokens_per_second": sampled / seconds,
+            "time/padding": self.padding,
         }
         alarms = self._monitor.check(row)
         self.log.write(row, alarms)

@@ -156,6 +156,7 @@ def test_a_group_of_one_trains_or_is_refused(algorithm: ModuleType, base: Path, 
         ({"rollouts_per_update": 64, "minibatch_size": 48}, "minibatch_size"),
         ({"rollouts_per_update": 64, "group_size": 5}, "group_size"),
         ({"compute": ComputeConfig(device="cpu", micro_batch_size=3)}, "micro_batch_size"),
+        ({"compute": ComputeConfig(device="cpu", micro_batch_tokens=0)}, "micro_batch_tokens"),
         ({"updates": 0}, "updates"),
         ({"epochs": 0}, "epochs"),
         ({"group_size": 0}, "group_size"),
@@ -239,7 +240,7 @@ def rollouts(base: Path) -> RolloutBatch:
     return collate(collect(envs, CachedGenerator(policy.model, codec), range(12), seed=1), codec.pad_id)
 
 
-def gradients(base: Path, batch: RolloutBatch, micro: int | None, aggregation: losses.Aggregation) -> Iterator[Any]:
+def gradients(base: Path, batch: RolloutBatch, aggregation: losses.Aggregation, **compute: Any) -> Iterator[Any]:
     """What one optimiser step over all of ``batch`` sees, in float64."""
     config = TrainConfig(
         model=str(base),
@@ -248,7 +249,7 @@ def gradients(base: Path, batch: RolloutBatch, micro: int | None, aggregation: l
         kl_coef=0.0,
         entropy_coef=1.0,
         optimizer=OptimizerConfig(learning_rate=0.0, max_grad_norm=1e9),
-        compute=ComputeConfig(device="cpu", micro_batch_size=micro),
+        compute=ComputeConfig(device="cpu", **compute),
     )
     learner = Learner(config)
     learner.policy.double()
@@ -274,10 +275,11 @@ def test_gradients_of_micro_batches_add_up_to_that_of_the_whole(
 ) -> None:
     """The weights of tokens and their log-probabilities are float32 in both; everything that is summed is float64."""
     assert len(rollouts.loss_mask.sum(dim=1).unique()) > 1
-    stats, *whole = gradients(base, rollouts, None, aggregation)
+    stats, *whole = gradients(base, rollouts, aggregation)
     largest = max(float(gradient.abs().max()) for gradient in whole)
-    for micro in (1, 3):
-        other_stats, *parts = gradients(base, rollouts, micro, aggregation)
+    longest = rollouts.token_ids.shape[1]
+    for compute in ({"micro_batch_size": 1}, {"micro_batch_size": 3}, {"micro_batch_tokens": 3 * longest}):
+        other_stats, *parts = gradients(base, rollouts, aggregation, **compute)
         assert other_stats == pytest.approx(stats, rel=1e-5)
         for part, expected in zip(parts, whole, strict=True):
             torch.testing.assert_close(part, expected, rtol=0, atol=1e-9 * largest)
@@ -286,7 +288,7 @@ def test_gradients_of_micro_batches_add_up_to_that_of_the_whole(
 def test_aggregations_are_different_losses(base: Path, rollouts: RolloutBatch) -> None:
     """What the test above compares does tell one aggregation from another."""
     by_token, by_row = (
-        torch.cat([gradient.flatten() for gradient in list(gradients(base, rollouts, 3, how))[1:]])
+        torch.cat([gradient.flatten() for gradient in list(gradients(base, rollouts, how, micro_batch_size=3))[1:]])
         for how in ("token-mean", "sequence-mean")
     )
     assert torch.cosine_similarity(by_token, by_row, dim=0) < 0.999

@@ -17,7 +17,7 @@ from small_models import llama, tokenizer
 from agents import grpo, ppo
 from agents.config import ComputeConfig, OptimizerConfig
 from agents.models import load_model
-from agents.tasks import EnvConfig
+from agents.tasks import EnvConfig, make_envs
 from agents.trainer import Trainer
 from search_gym import Document, Outcome, Question, SearchVectorEnv
 from search_gym.codec import TokenCodec
@@ -84,7 +84,13 @@ def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]
 
 @pytest.mark.parametrize(
     "compute",
-    [{"micro_batch_size": 1}, {"micro_batch_size": 4}, {"num_envs": 3}, {"gradient_checkpointing": True}],
+    [
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 4},
+        {"micro_batch_tokens": 20},
+        {"num_envs": 3},
+        {"gradient_checkpointing": True},
+    ],
     ids=lambda compute: next(iter(compute)),
 )
 def test_pieces_change_nothing_but_rounding(model: str, tmp_path: Path, compute: dict[str, Any]) -> None:
@@ -97,6 +103,27 @@ def test_pieces_change_nothing_but_rounding(model: str, tmp_path: Path, compute:
     ppo.train(pieces, make_envs=say_who)
     assert_close(rows(pieces.run_dir)[:1], rows(whole.run_dir)[:1], 1e-4)
     assert_close(rows(pieces.run_dir), rows(whole.run_dir), 2e-3)
+
+
+def test_parts_hold_as_many_tokens_as_they_may(tmp_path: Path) -> None:
+    options = replace(
+        grpo.PRESETS["default"],
+        run_dir=tmp_path,
+        rollouts_per_update=32,
+        compute=ComputeConfig(device="cpu", micro_batch_tokens=400),
+    )
+    with Trainer(options, title="test", make_envs=make_envs) as run:
+        next(run.updates())
+        batch = run.collate(run.collect())
+        parts = []
+        for part in run.minibatches(batch):
+            parts.append(part)
+            run.backward(run.evaluate(part).logprobs.sum(), {"n": part.loss_mask.sum()})
+    assert sorted(row for part in parts for row in part.rows.tolist()) == list(range(32))
+    assert all(part.batch.token_ids.numel() <= 400 for part in parts)
+    computed = sum(part.batch.token_ids.numel() for part in parts)
+    assert run.padding == pytest.approx(1 - int(batch.attention_mask.sum()) / computed)
+    assert 0 < run.padding < 0.1 < 1 - float(batch.attention_mask.float().mean())
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
