@@ -158,7 +158,7 @@ class FastGenerator:
         assert self._decoder is not None, "expected a model that FastGenerator.knows"
         on_gpu = device.type == "cuda"
         self._capture = on_gpu if self._asked_capture is None else self._asked_capture
-        self._steps = self._asked_steps or (8 if on_gpu else 2)
+        self._steps = self._asked_steps or (16 if on_gpu else 2)
         self._share = self._asked_share or (0.0 if on_gpu else 0.3)
         self._tag_table = torch.from_numpy(stop_tags.transitions(self.codec)).to(device)
         self._graph: torch.cuda.CUDAGraph | None = None

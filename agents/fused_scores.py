@@ -19,6 +19,8 @@ from agents.plain_scores import differentiate, read
 
 CHUNK_NUMBERS = 2**27
 """Logits that are computed at a time."""
+KEPT_NUMBERS = 2**30
+"""Logits that are kept for the gradient instead of being computed again, 2 GiB in bfloat16."""
 
 
 def token_scores(
@@ -60,12 +62,14 @@ class _TokenScores(torch.autograd.Function):
         head = weight[:vocab_size].to(dtype)
         found = torch.empty((3, len(hidden)), dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
+            kept: list[Tensor] | None = [] if len(hidden) * vocab_size <= KEPT_NUMBERS else None
             for part in _parts(len(hidden), rows):
                 logits = hidden[part].to(dtype) @ head.T
+                if kept is not None and any(ctx.needs_input_grad):
+                    kept.append(logits)
                 found[:, part] = torch.stack(kernels(hidden).read(logits, token_ids[part], scale))
         logprobs, entropies, logsumexp = found
-        # What is one chunk is kept; computing it again would save no memory.
-        ctx.kept = logits if rows >= len(hidden) > 0 else None
+        ctx.kept = kept
         ctx.save_for_backward(hidden, weight, token_ids, logsumexp, entropies)
         ctx.options = scale, vocab_size, dtype, rows
         return logprobs, entropies.clone()
@@ -81,7 +85,7 @@ class _TokenScores(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _parts(len(hidden), rows):
                 states = hidden[part].to(dtype)
-                logits, ctx.kept = states @ head.T if ctx.kept is None else ctx.kept, None
+                logits = states @ head.T if ctx.kept is None else ctx.kept.pop(0)
                 grad = kernels(hidden).differentiate(
                     logits,
                     token_ids[part],

@@ -15,9 +15,9 @@ from agents.ops import EVERYTHING, Activation, Chunk, Step
 
 _QUERIES_A_BLOCK = 64
 _MIN_DOT = 16  # rows of the smallest tile that tensor cores multiply
-_PROGRAMS = 1024  # that keep a large GPU busy
-_STEP = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
-_CHUNK = {"BLOCK": 64, "num_warps": 4, "num_stages": 2}
+_PROGRAMS = 512  # that keep a large GPU busy
+_STEP = {"BLOCK": 64, "num_warps": 2, "num_stages": 3}
+_CHUNK = {"BLOCK": 64, "num_warps": 4, "num_stages": 3}
 _NOTHING = tl.constexpr(-1.0e30)
 
 

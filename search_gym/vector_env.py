@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 
+from search_gym._background import BackgroundSearch
 from search_gym._plain import take_list
 from search_gym.codec import TokenIds
 from search_gym.env import SearchEnv, choose_question, load_slot, save_slot
@@ -25,6 +26,8 @@ from search_gym.transcript import Transcript
 Observations = tuple[TokenIds, ...]
 VectorStep = tuple[Observations, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]
 
+Found = Sequence[Document] | RetrievalError
+
 _EMPTY = np.zeros(0, dtype=np.int64)
 
 
@@ -34,7 +37,8 @@ class Sent:
 
     slots: tuple[int, ...]
     turns: tuple[Turn, ...]
-    documents: Mapping[int, Sequence[Document] | RetrievalError] | Future[Any] | None
+    searching: tuple[int, ...]
+    documents: Sequence[Found] | Future[list[Found]]
 
     @property
     def is_ready(self) -> bool:
@@ -78,7 +82,7 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
         self._observations: list[TokenIds] = [_EMPTY] * num_envs
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
-        self._searcher: ThreadPoolExecutor | None = None
+        self._searcher: BackgroundSearch[Found] | None = None
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
@@ -197,8 +201,8 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
         """Begin a step of some slots: read the chunks and start the search of those that search, all in one call.
 
         Nothing changes in any slot before `recv`, to which what is returned has to be given, once, before other chunks
-        are sent for these slots. ``background`` searches in a thread, so that other slots can go on meanwhile; one
-        search at a time, in the order of sending.
+        are sent for these slots. ``background`` searches in a thread, so that other slots can go on meanwhile; what is
+        sent while a search is under way is searched for in one call after it.
 
         Raises:
             ActionError: not one action for each of ``slots``, or an invalid one.
@@ -214,17 +218,15 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
             if self.episode(slot).needs_documents(turn)
         ]
         if not searching:
-            return Sent(tuple(slots), tuple(turns), None)
+            return Sent(tuple(slots), tuple(turns), (), [])
 
-        def search() -> dict[int, Sequence[Document] | RetrievalError]:
-            found = self.task.retrieve([query for _, query in searching])
-            return {slot: documents for (slot, _), documents in zip(searching, found, strict=True)}
-
-        if not background:
-            return Sent(tuple(slots), tuple(turns), search())
-        if self._searcher is None:
-            self._searcher = ThreadPoolExecutor(1, thread_name_prefix="search_gym-retrieval")
-        return Sent(tuple(slots), tuple(turns), self._searcher.submit(search))
+        queries = [query for _, query in searching]
+        if background:
+            self._searcher = self._searcher or BackgroundSearch(self.task.retrieve)
+            documents = self._searcher.submit(queries)
+        else:
+            documents = self.task.retrieve(queries)
+        return Sent(tuple(slots), tuple(turns), tuple(slot for slot, _ in searching), documents)
 
     def recv(self, sent: Sent) -> list[StepResult]:
         """End a step that `send` began, when its documents are there: a result for each of its slots, in order.
@@ -232,7 +234,8 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
         Raises:
             RetrievalError: the search failed in the background and ``on_retrieval_error`` is "raise".
         """
-        documents = sent.documents.result() if isinstance(sent.documents, Future) else sent.documents or {}
+        found = sent.documents.result() if isinstance(sent.documents, Future) else sent.documents
+        documents = dict(zip(sent.searching, found, strict=True))
         results = []
         for slot, turn in zip(sent.slots, sent.turns, strict=True):
             result = self.episode(slot).finish(turn, documents.get(slot))
@@ -254,7 +257,7 @@ class SearchVectorEnv(gym.vector.VectorEnv[Observations, Sequence[TokenIds], npt
     def close_extras(self, **kwargs: Any) -> None:
         """Wait for searches that are under way."""
         if self._searcher is not None:
-            self._searcher.shutdown()
+            self._searcher.close()
             self._searcher = None
 
     def _copy_observations(self) -> Observations:

@@ -74,8 +74,8 @@ def test_no_token_at_all():
 
 
 def test_the_type_of_autocast_is_that_of_the_products_alone():
-    """Rounding states and weights to bfloat16 first, and nothing after that, is what products in it mean: a logit, a sum
-    of six products of numbers near 1, is off by about 2**-9 of itself, and again when it is rounded."""
+    """Products in bfloat16 are products of rounded numbers, rounded: a logit, a sum of six products of numbers near 1,
+    is off by about 2**-9 of itself."""
     hidden, weight, _ = draw(3, 8)
     ids = torch.arange(8)
     with torch.autocast("cpu", torch.bfloat16):
