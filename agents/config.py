@@ -103,6 +103,9 @@ class TrainConfig:
     """Decides the order of questions, every sampled token and the mini-batches."""
     updates: int = 110
     """Rounds of rollouts, each followed by one or more passes over them."""
+    max_seconds: float | None = None
+    """Begin no update after so many seconds of training. Learning rates follow the number of updates, not the clock, so
+    they want optimizer.final_fraction 1 with it."""
     rollouts_per_update: int = 128
     """Episodes in a round, over all processes."""
     group_size: int = 1
@@ -148,6 +151,8 @@ class TrainConfig:
         for name in ("updates", "epochs"):
             if getattr(self, name) < 1:
                 raise OptionError(f"expected {name} >= 1, got {getattr(self, name)}; do: raise it")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise OptionError(f"expected max_seconds > 0, got {self.max_seconds}; do: raise it, or leave it out")
         if (tokens := self.compute.micro_batch_tokens) is not None and tokens < 1:
             raise OptionError(f"expected micro_batch_tokens >= 1, got {tokens}; do: raise it")
         if self.save.save_every < 1:

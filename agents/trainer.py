@@ -105,13 +105,21 @@ class Trainer(Learner):
         Raises:
             CollapseError: training has collapsed, and should stop then.
         """
-        while self.update < self.config.updates:
+        while self.update < self.config.updates and not self._is_out_of_time():
             self.begin(self.update, 0.5**self._rollbacks)
             self._draws = 0
             self._begun = self._order.taken, dict(self._counts)
             self._started, self._rollout_seconds = self.log.seconds, 0.0
             yield self.update
         self._save_policy()
+
+    def _is_out_of_time(self) -> bool:
+        """Whether ``max_seconds`` have passed by the clock of the main process, which all of them have to go by."""
+        limit = self.config.max_seconds
+        if limit is None:
+            return False
+        is_over = self.log.seconds >= limit
+        return gather_object([is_over])[0] if self.accelerator.num_processes > 1 else is_over
 
     # Rollouts
 

@@ -301,3 +301,16 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_fraction() 
     assert factors[50] == pytest.approx(0.75)
     assert factors[-1] == pytest.approx(0.5)
     assert max(factors) == factors[4]
+
+
+@pytest.mark.parametrize(("max_seconds", "updates"), [(1e-9, 0), (1e9, 3)])
+def test_no_update_begins_after_the_last_second(base: Path, tmp_path: Path, max_seconds: float, updates: int) -> None:
+    config = probe_config(algorithms.load("ppo").PRESETS["default"], base, tmp_path, max_seconds=max_seconds)
+    algorithms.load("ppo").train(config, make_envs=ONE_SEARCH.make_envs)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == updates
+    load_policy(tmp_path / "checkpoint")
+
+
+def test_there_is_time_for_something() -> None:
+    with pytest.raises(OptionError, match="max_seconds > 0, got 0"):
+        TrainConfig(max_seconds=0).check()
