@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agents.decoders import effective_weight
 from agents.generation import choose
 from agents.ops import Chunk, Ops, Step, TorchOps
 from agents.tiny import rotary_phases
 
 
 class TinyDecoder:
-    """See ``agents.decoders.Decoder``. Weights are the model's own, so there is nothing to renew."""
+    """See ``agents.decoders.Decoder``. Weights are the model's own, but for those that adapters are on."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.ops: Ops = TorchOps()
@@ -24,13 +25,18 @@ class TinyDecoder:
         self._config: Any = model.config
         self._device = model.device
         self.num_rows = self.capacity = 0
+        self.sync()
 
     def free(self) -> None:
         self._keys, self._values, self.num_rows, self.capacity = [], [], 0, 0
         self._pointer_keys = self._ids = torch.empty(0)
 
     def sync(self) -> None:
-        pass
+        self._linear = [
+            {name: effective_weight(getattr(block, name)) for name in ("qkv", "out", "up", "down")}
+            for block in self._model.blocks
+        ]
+        self._sentinel = effective_weight(self._model.pointer.sentinel)
 
     def allocate(self, num_rows: int, capacity: int) -> None:
         config, device = self._config, self._device
@@ -120,7 +126,7 @@ class TinyDecoder:
     def _store(self, index: int, hidden: Tensor, positions: Tensor, places: Tensor) -> Tensor:
         """Put keys and values of a block into the cache; returns the queries (N, heads, width)."""
         block = self._model.blocks[index]
-        qkv = F.linear(_norm(hidden, block.attention_norm), block.qkv.weight, block.qkv.bias)
+        qkv = F.linear(_norm(hidden, block.attention_norm), self._linear[index]["qkv"], block.qkv.bias)
         qkv = qkv.view(len(hidden), 3, block.num_heads, -1)
         pairs = torch.view_as_complex(qkv[:, :2].unflatten(-1, (-1, 2)))
         rotated = torch.view_as_real(pairs * self._phases[positions][:, None]).flatten(-2)
@@ -130,10 +136,10 @@ class TinyDecoder:
         return rotated[:, 0]
 
     def _after_attention(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
-        block = self._model.blocks[index]
-        hidden = hidden + F.linear(attended.reshape(len(hidden), -1), block.out.weight)
-        up = F.linear(_norm(hidden, block.mlp_norm), block.up.weight)
-        return hidden + F.linear(F.relu(up, inplace=True), block.down.weight)
+        linear = self._linear[index]
+        hidden = hidden + F.linear(attended.reshape(len(hidden), -1), linear["out"])
+        up = F.linear(_norm(hidden, self._model.blocks[index].mlp_norm), linear["up"])
+        return hidden + F.linear(F.relu(up, inplace=True), linear["down"])
 
     def _point(self, hidden: Tensor, token_ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Put the pointer's keys into the cache; returns the final states (N, width)."""
@@ -149,7 +155,7 @@ class TinyDecoder:
         keys = self._pointer_keys[:num_rows, 0, :longest]
         scores = torch.baddbmm(bias[:, None], query, keys.transpose(1, 2), alpha=normed.shape[-1] ** -0.5)[:, 0]
         scores.scatter_(1, positions[:, None], -math.inf)  # a token does not point at itself
-        sentinel = F.linear(normed, pointer.sentinel.weight, pointer.sentinel.bias)
+        sentinel = F.linear(normed, self._sentinel, pointer.sentinel.bias)
         weights = torch.cat((sentinel, scores), dim=-1).softmax(dim=-1)
         following = self._ids[:num_rows, 0, 1 : longest + 1, 0]
         vocabulary = F.linear(normed, self._model.lm_head.weight).softmax(dim=-1)

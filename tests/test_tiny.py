@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -252,3 +254,25 @@ def test_a_mask_that_does_not_cover_the_cache_is_refused(model: TinyForCausalLM)
 def test_default_size_is_tiny() -> None:
     parameters = sum(p.numel() for p in TinyForCausalLM(TinyConfig()).parameters())
     assert 100_000 <= parameters <= 3_000_000
+
+
+def test_what_samples_has_the_adapters(tmp_path: Path) -> None:
+    """After the first update adapters are more than nothing, and both ways of sampling must know them."""
+    pytest.importorskip("peft")
+    from agents import grpo
+    from agents.config import ComputeConfig, OptimizerConfig
+
+    for engine in ("fast", "simple"):
+        config = grpo.GRPOConfig(
+            run_dir=tmp_path / engine,
+            updates=2,
+            rollouts_per_update=16,
+            minibatch_size=8,
+            optimizer=OptimizerConfig(learning_rate=1e-2, warmup_updates=0),
+            env=replace(grpo.GRPOConfig().env, reward="format"),
+            compute=ComputeConfig(device="cpu", lora_rank=2, engine=engine),
+        )
+        grpo.train(config)
+        lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["loss/kl"] > 1e-4
+        assert json.loads(lines[-1])["loss/logprob_mismatch"] < TOLERANCE
