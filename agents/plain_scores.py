@@ -12,9 +12,9 @@ def read(
     """Log-probabilities of ``token_ids`` under softmax(scale logits), entropies, and log sum exp, in float32."""
     scores = logits.float() * scale
     logsumexp = scores.logsumexp(dim=-1)
-    logprobs = scores.gather(-1, token_ids[:, None]).squeeze(-1) - logsumexp
-    entropies = logsumexp - ((scores - logsumexp[:, None]).exp() * scores).sum(dim=-1)
-    return logprobs, entropies, logsumexp
+    log_probs = scores - logsumexp[:, None]  # small where probable, so that products lose little to rounding
+    entropies = -(log_probs.exp() * log_probs).sum(dim=-1)
+    return log_probs.gather(-1, token_ids[:, None]).squeeze(-1), entropies, logsumexp
 
 
 def differentiate(

@@ -148,7 +148,7 @@ class CausalLMWithValueHead(CausalLMPolicy):
         entropy_grad: bool = True,
     ) -> TokenEvaluation:
         """Log-probabilities, entropies and values of the tokens in ``loss_mask``; see ``evaluate_tokens`` above."""
-        scores, hidden = _evaluate(
+        scores, hidden, places = _evaluate(
             self.model,
             token_ids,
             attention_mask,
@@ -158,14 +158,13 @@ class CausalLMWithValueHead(CausalLMPolicy):
             entropy_grad,
             with_states=self.critic is None,
         )
-        sampled_next, columns = _predictors(loss_mask)
         if self.critic is not None:
-            hidden = last_states(self.critic, token_ids, attention_mask, columns=columns)[sampled_next]
+            hidden = _at(last_states(self.critic, token_ids, attention_mask), places)
         assert hidden is not None
         hidden = hidden.float()
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.value_head(hidden.detach() if self.detach_value else hidden).squeeze(-1)
-        return TokenEvaluation(scores.logprobs, scores.entropies, _place(values, sampled_next))
+        return TokenEvaluation(scores.logprobs, scores.entropies, _place(values, places, loss_mask))
 
 
 def forward_model(
@@ -194,15 +193,14 @@ def last_states(
     model: PreTrainedModel,
     token_ids: Int[Tensor, "B T"],
     attention_mask: Bool[Tensor, "B T"],
-    *,
-    columns: Int[Tensor, " K"],
 ) -> Float[Tensor, "B T W"]:
-    """What the output layer of ``model`` reads. Where logits are wanted too, only ``columns`` of them are computed."""
+    """What the output layer of ``model`` reads."""
     if has_plain_head(model):
         body = model.get_decoder()
         return body(input_ids=token_ids, **_attention(attention_mask), use_cache=False).last_hidden_state
     # Logits are not wanted; one column is the least that can be computed.
-    output = forward_model(model, token_ids, attention_mask, columns=columns[:1], output_hidden_states=True)
+    columns = torch.zeros(1, dtype=torch.int64, device=token_ids.device)
+    output = forward_model(model, token_ids, attention_mask, columns=columns, output_hidden_states=True)
     return output["hidden_states"][-1]
 
 
@@ -250,14 +248,13 @@ def logprobs_at(scores: Float[Tensor, "*N V"], ids: Int[Tensor, "*N"]) -> Float[
     return scores.gather(-1, ids[..., None]).squeeze(-1) - scores.logsumexp(dim=-1)
 
 
-def _predictors(loss_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the next token is a sampled one, as a mask (B, T), and the columns (K,) in which it is so for any row."""
+def _predictors(loss_mask: Tensor) -> Tensor:
+    """Where the next token is a sampled one: places (N,) in rows of T columns, one after the other."""
     if loss_mask[:, 0].any():
         raise OptionError(
             "expected a token before every sampled one, got a loss_mask with token 0; do: keep the prompt"
         )
-    sampled_next = _next(loss_mask)
-    return sampled_next, sampled_next.any(dim=0).nonzero().squeeze(-1)
+    return _next(loss_mask).flatten().nonzero().squeeze(-1)
 
 
 def _evaluate(
@@ -270,39 +267,34 @@ def _evaluate(
     entropy_grad: bool,
     *,
     with_states: bool = False,
-) -> tuple[TokenScores, Tensor | None]:
-    """Scores of the N tokens in ``loss_mask``, and with ``with_states`` the states (N, W) that they were chosen in."""
-    sampled_next, columns = _predictors(loss_mask)
+) -> tuple[TokenScores, Tensor | None, Tensor]:
+    """Scores of the N tokens in ``loss_mask``, with ``with_states`` the states (N, W) that they were chosen in, and
+    their places (N,)."""
+    if not temperature > 0:
+        raise OptionError(f"expected a temperature above 0, got {temperature}; do: raise it")
+    places = _predictors(loss_mask)
+    targets = _at(_next(token_ids), places)
     if has_plain_head(model):
-        states = last_states(model, token_ids, attention_mask, columns=columns)[sampled_next]
-        head = model.get_output_embeddings().weight
-        targets = _next(token_ids)[sampled_next]
-        if not temperature > 0:
-            raise OptionError(f"expected a temperature above 0, got {temperature}; do: raise it")
+        states = _at(last_states(model, token_ids, attention_mask), places)
+        head: Any = model.get_output_embeddings()
         logprobs, entropies = token_scores(
-            states, head, targets, temperature, vocab_size=vocab_size, entropy_grad=entropy_grad
+            states, head.weight, targets, temperature, vocab_size=vocab_size, entropy_grad=entropy_grad
         )
-        return TokenScores(_place(logprobs, sampled_next), _place(entropies, sampled_next)), states
-    output = forward_model(model, token_ids, attention_mask, columns=columns, output_hidden_states=with_states)
-    scores = _score(output["logits"], token_ids, sampled_next, columns, temperature, vocab_size, entropy_grad)
-    return scores, output["hidden_states"][-1][sampled_next] if with_states else None
+    else:
+        columns, in_columns = (places % loss_mask.shape[1]).unique(return_inverse=True)
+        output = forward_model(model, token_ids, attention_mask, columns=columns, output_hidden_states=with_states)
+        in_logits = places // loss_mask.shape[1] * len(columns) + in_columns
+        scores = tempered(_at(output["logits"], in_logits), temperature, vocab_size)
+        logprobs = logprobs_at(scores, targets)
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropies = scores.logsumexp(dim=-1) - (scores.softmax(dim=-1) * scores).sum(dim=-1)
+        states = _at(output["hidden_states"][-1], places) if with_states else None
+    return TokenScores(_place(logprobs, places, loss_mask), _place(entropies, places, loss_mask)), states, places
 
 
-def _score(
-    logits: Tensor,
-    token_ids: Tensor,
-    sampled_next: Tensor,
-    columns: Tensor,
-    temperature: float,
-    vocab_size: int | None,
-    entropy_grad: bool,
-) -> TokenScores:
-    """Scores from the logits (B, K, V) of ``columns``; only the N rows that predict a sampled token are used."""
-    scores = tempered(logits[sampled_next[:, columns]], temperature, vocab_size)
-    logprobs = logprobs_at(scores, _next(token_ids)[sampled_next])
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropies = scores.logsumexp(dim=-1) - (scores.softmax(dim=-1) * scores).sum(dim=-1)
-    return TokenScores(_place(logprobs, sampled_next), _place(entropies, sampled_next))
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """(N, ...): what (B, T, ...) ``x`` holds at ``places`` in its rows, one after the other."""
+    return x.flatten(0, 1).index_select(0, places)
 
 
 def _next(x: Tensor) -> Tensor:
@@ -315,6 +307,6 @@ def _by_token(x: Tensor) -> Tensor:
     return torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), dim=1)
 
 
-def _place(x: Tensor, sampled_next: Tensor) -> Tensor:
-    """(N,) numbers, one for each True of ``sampled_next`` in row-major order, as (B, T) indexed by token."""
-    return _by_token(torch.zeros(sampled_next.shape, dtype=x.dtype, device=x.device).masked_scatter(sampled_next, x))
+def _place(x: Tensor, places: Tensor, like: Tensor) -> Tensor:
+    """(N,) numbers from the ``places`` that predict, as (B, T) indexed by token; ``like`` has that shape."""
+    return _by_token(x.new_zeros(like.numel()).index_copy(0, places, x).view(like.shape))
