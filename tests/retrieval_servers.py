@@ -109,17 +109,21 @@ def free_port() -> int:
 
 
 class Troubled:
-    """Finds the query itself, after ``seconds``; a query that names a trouble gets it. ``log`` lists what was asked."""
+    """Finds the query itself; a query that names a trouble gets it. ``log`` lists what was asked.
 
-    def __init__(self, seconds: float, log: str | None) -> None:
-        self.seconds = seconds
+    A search waits while the folder ``hold`` has a file with the name of a query of it.
+    """
+
+    def __init__(self, log: str | None, hold: str | None) -> None:
         self.log = log
+        self.hold = hold
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         if self.log is not None:
             with Path(self.log).open("a", encoding="utf-8") as file:
                 file.write("".join(f"{query}\n" for query in queries))
-        time.sleep(self.seconds)
+        while self.hold is not None and any(Path(self.hold, query).exists() for query in queries):
+            time.sleep(0.01)
         results: list[Any] = [[Document(query, "", query, 1.0)] for query in queries]
         if "fail" in queries:
             raise RetrievalError("the disk is gone")
@@ -133,8 +137,8 @@ class Troubled:
         return results[1:] if "too few" in queries else results
 
 
-def troubled(documents: Sequence[Document], *, seconds: float = 0.0, log: str | None = None) -> Troubled:
-    return Troubled(seconds, log)
+def troubled(documents: Sequence[Document], *, log: str | None = None, hold: str | None = None) -> Troubled:
+    return Troubled(log, hold)
 
 
 # Faulty servers
@@ -160,11 +164,11 @@ def _reset(connection: socket.socket) -> None:
 def _dribble(connection: socket.socket, data: bytes) -> None:
     for byte in data:
         connection.sendall(bytes([byte]))
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def _slow(connection: socket.socket, data: bytes) -> None:
-    time.sleep(2.0)
+    time.sleep(60.0)
     connection.sendall(data)
 
 

@@ -40,7 +40,7 @@ def config(name: str, run_dir: Path, **options: Any) -> Any:
     save = SaveConfig(resume=True, save_every=options.pop("save_every", 2))
     preset = algorithms.load(name).PRESETS["default"]
     env = replace(preset.env, reward="format")  # which the untrained policy earns often enough for groups to differ
-    return replace(preset, run_dir=run_dir, save=save, env=env, **{**small, **options})
+    return replace(preset, run_dir=run_dir, save=save, **{"env": env, **small, **options})
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
