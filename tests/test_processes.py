@@ -1,7 +1,8 @@
 """Several processes, launched by accelerate, train what one process trains, whether or not they share the weights out.
 
 Each computes half of every mini-batch. Float32 sums in another order differ by some 1e-7 of their size; a few optimiser
-steps and the exponentials in the losses make that 1e-5 in the metrics, and the tolerance is 1e-4.
+steps and the exponentials in the losses make that 1e-5, and the tolerance is 1e-4. A step that is not the same differs by
+more: Adam's first ones move every weight by the learning rate, 1e-3 for the policy.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def assert_same_run(run_dir: Path, expected: Path) -> None:
         found, tensors = load_file(run_dir / path.relative_to(expected)), load_file(path)
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():
-            assert found[name].sub(tensor).abs().max() < 1e-5, name
+            assert found[name].sub(tensor).abs().max() < 1e-4, name
 
 
 @pytest.fixture(scope="module")
