@@ -328,3 +328,71 @@ def test_a_reset_that_is_refused_resets_no_slot() -> None:
         envs.reset(options={"question_index": [0, 1, 3]})
     assert [transcript.to_state() for transcript in envs.transcripts] == before
     assert [episode.is_finished for episode in envs.episodes] == [False, True, False]
+
+
+class TestSendAndRecv:
+    """The two halves of a step, of some of the slots."""
+
+    def play(self, envs: SearchVectorEnv, streams: Sequence[Sequence[int]], order: Any, background: bool) -> list[Any]:
+        """Every slot's stream of single tokens, in whatever order slots are drawn; what each slot was answered."""
+        found: list[Any] = [[] for _ in streams]
+        places = [0] * len(streams)
+        while active := [slot for slot, episode in enumerate(envs.episodes) if not episode.is_finished]:
+            slots = order(active)
+            chunks = [np.array([streams[slot][places[slot] % len(streams[slot])]]) for slot in slots]
+            for slot, result in zip(slots, envs.recv(envs.send(slots, chunks, background=background)), strict=True):
+                found[slot].append(result)
+                places[slot] += 1
+        return found
+
+    @given(data=st.data(), num_envs=st.integers(1, 3), background=st.booleans())
+    def test_slots_that_go_on_by_themselves_are_what_they_are_together(
+        self, data: st.DataObject, num_envs: int, background: bool
+    ) -> None:
+        options: dict[str, Any] = {"retriever": EchoRetriever(), "max_turns": 1, "max_turn_tokens": 30}
+        streams = [[*data.draw(turns(CODEC))[0], *SEARCH.tolist()] for _ in range(num_envs)]
+
+        def some(active: list[int]) -> list[int]:
+            return data.draw(st.lists(st.sampled_from(active), min_size=1, unique=True))
+
+        alone, together = make(num_envs, **options), make(num_envs, **options)
+        for envs in (alone, together):
+            envs.reset(seed=1)
+        found = self.play(alone, streams, some, background)
+        expected = self.play(together, streams, list, False)
+        for one, other in zip(found, expected, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert_same(tuple(a), tuple(b))
+        assert [t.token_ids.tolist() for t in alone.transcripts] == [t.token_ids.tolist() for t in together.transcripts]
+        alone.close()
+
+    def test_one_call_for_all_that_search_and_none_without(self) -> None:
+        retriever = StubRetriever()
+        envs = make(3, retriever=retriever)
+        envs.reset(seed=0)
+        sent = envs.send([2, 0], [SEARCH, SEARCH])
+        assert sent.is_ready
+        assert envs.send([1], [ANSWER]).searching == ()
+        assert [result[4]["event"] for result in envs.recv(sent)] == ["search", "search"]
+        assert not envs.episode(1).is_finished, "nothing happens before recv"
+
+    def fail(self, queries: Sequence[str], k: int) -> Any:
+        raise RetrievalError("expected an answer, got none")
+
+    @pytest.mark.parametrize("background", [False, True])
+    def test_a_failure_is_raised_and_changes_nothing(self, background: bool) -> None:
+        envs = make(2, retriever=FailingRetriever(self.fail))
+        envs.reset(seed=0)
+        before = [len(transcript) for transcript in envs.transcripts]
+        with pytest.raises(RetrievalError):
+            envs.recv(envs.send([0, 1], [SEARCH, SEARCH], background=background))
+        assert [len(transcript) for transcript in envs.transcripts] == before
+        envs.close()
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        envs = make(2)
+        with pytest.raises(EpisodeFinishedError, match="slot 1"):
+            envs.send([1], [SEARCH])
+        envs.reset(seed=0)
+        with pytest.raises(ActionError, match="expected 1 actions, got 2"):
+            envs.send([0], [SEARCH, SEARCH])
