@@ -1,8 +1,8 @@
 """Several processes, launched by accelerate, train what one process trains, whether or not they share the weights out.
 
 Each computes half of every mini-batch. Float32 sums in another order differ by some 1e-7 of their size; a few optimiser
-steps and the exponentials in the losses make that 1e-5, and the tolerance is 1e-4. A step that is not the same differs by
-more: Adam's first ones move every weight by the learning rate, 1e-3 for the policy.
+steps and the exponentials in the losses make that 1e-5, and the tolerance is 1e-4. A step that is not the same differs
+by more: Adam's first ones move every weight by the learning rate, 1e-3 for the policy.
 """
 
 from __future__ import annotations
