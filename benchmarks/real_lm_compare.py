@@ -1,0 +1,309 @@
+"""Finished runs of `benchmarks.real_lm` side by side: exact match, and what searching adds to each other method.
+
+    python -m benchmarks.real_lm_compare --runs runs/real-lm-study
+
+Reads every ``result.json`` under ``--runs``, also of runs that were cut short, and writes ``--output`` (JSON), the
+learning curves beside it (PNG) and, where it is named, the page ``--page``.
+
+Differences are paired: both methods answered the same questions. An interval is the 95 % percentile bootstrap over
+questions, and over the seeds of each method where there are several (both are drawn anew in each of 2,000 resamples).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import tyro
+
+from agents.evaluate import NUM_RESAMPLES, Estimate
+from agents.runlog import command_line, write_json, write_text
+from search_gym.errors import OptionError, SearchGymError
+
+matplotlib.use("Agg")
+
+OTHERS = ("direct", "rag1", "rag3")
+MULTI_HOP = (
+    "hotpotqa/bridge",
+    "2wikimultihopqa/compositional",
+    "2wikimultihopqa/inference",
+    "2wikimultihopqa/bridge_comparison",
+)
+MULTI_HOP_NAME = "multi-hop"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What to compare."""
+
+    runs: Path = Path("runs/real-lm-study")
+    """Folder of the runs' folders."""
+    output: Path = Path("benchmarks/results/real_lm.json")
+    """The JSON file to write; the curves go beside it."""
+    page: Path | None = None
+    """Markdown page to write."""
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Every ``result.json`` under ``folder``; a run that was cut short gets the curve from its ``metrics.jsonl``.
+
+    Raises:
+        OptionError: there is none.
+    """
+    results = []
+    for path in sorted(folder.rglob("result.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        metrics = path.with_name("metrics.jsonl")
+        if "curve" not in result and metrics.is_file():
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            result["curve"] = [json.loads(line) for line in lines if line.endswith("\n")]
+        results.append(result)
+    if not results:
+        raise OptionError(f"expected result.json in folders under {folder}, got none; do: run benchmarks.real_lm first")
+    return results
+
+
+def name_of(result: Mapping[str, Any]) -> str:
+    """Method and algorithm, such as "search, grpo"."""
+    config = result["config"]
+    return f"{config['method']}, {config['algorithm']}"
+
+
+def final(result: Mapping[str, Any], when: str = "after") -> Mapping[str, Any] | None:
+    """The evaluation before or after training, None where the run did not come so far."""
+    return next((evaluation for evaluation in result["evaluations"] if evaluation["when"] == when), None)
+
+
+def groups_of(row: Row) -> list[str]:
+    """The groups of questions that a question belongs to."""
+    names = ["all", "yes/no" if row["yes_no"] else "not yes/no", row["set"]]
+    if row["kind"] in MULTI_HOP and not row["yes_no"]:
+        names.append(MULTI_HOP_NAME)
+    return names + ([row["kind"]] if row["kind"] != row["set"] else [])
+
+
+def scores_of(results: Sequence[Mapping[str, Any]], metric: str, group: str) -> npt.NDArray[np.float64]:
+    """``metric`` (S, N) of S results on the N questions of ``group``, in the order of their ids."""
+    rows = []
+    for result in results:
+        evaluation = final(result)
+        assert evaluation is not None
+        chosen = sorted((row for row in evaluation["scores"] if group in groups_of(row)), key=lambda row: row["id"])
+        rows.append([row[metric] for row in chosen])
+    return np.array(rows, dtype=np.float64)
+
+
+def estimate(
+    scores: npt.NDArray[np.float64], minus: npt.NDArray[np.float64] | None = None, *, seed: int = 0
+) -> Estimate:
+    """The mean of ``scores`` (S, N), or what it has more than that of ``minus`` (R, N), and its 95 % interval.
+
+    Raises:
+        ValueError: the two are not about as many questions.
+    """
+    if minus is not None and minus.shape[1] != scores.shape[1]:
+        raise ValueError(f"expected the same questions, got {scores.shape[1]} and {minus.shape[1]}")
+    rng = np.random.default_rng(seed)
+    num_questions = scores.shape[1]
+    means = np.empty(NUM_RESAMPLES)
+    for i in range(NUM_RESAMPLES):
+        questions = rng.integers(num_questions, size=num_questions)
+        means[i] = _resampled(scores, questions, rng)
+        if minus is not None:
+            means[i] -= _resampled(minus, questions, rng)
+    low, high = np.quantile(means, (0.025, 0.975))
+    mean = scores.mean() - (0.0 if minus is None else minus.mean())
+    return Estimate(float(mean), float(low), float(high))
+
+
+def _resampled(
+    scores: npt.NDArray[np.float64], questions: npt.NDArray[np.int64], rng: np.random.Generator
+) -> np.float64:
+    seeds = rng.integers(len(scores), size=len(scores))
+    return scores[seeds][:, questions].mean()
+
+
+def compare(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Tables by method and group of questions, and the differences between searching and the other methods."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        if final(result) is not None:
+            by_name.setdefault(name_of(result), []).append(result)
+    groups: dict[str, None] = {}
+    for finished in by_name.values():
+        for row in final(finished[0])["scores"]:  # type: ignore[index]
+            groups |= dict.fromkeys(groups_of(row))
+    methods = {name: _summary(finished, list(groups)) for name, finished in by_name.items()}
+    differences = []
+    for name, finished in by_name.items():
+        method, algorithm = name.split(", ")
+        others = [f"{other}, {algorithm}" for other in OTHERS] if method == "search" else []
+        for other in others:
+            if other in by_name and _ids(finished) == _ids(by_name[other]):
+                row = {
+                    group: estimate(scores_of(finished, "em", group), scores_of(by_name[other], "em", group))._asdict()
+                    for group in groups
+                }
+                differences.append({"method": name, "minus": other, "em": row})
+    return {"methods": methods, "differences": differences}
+
+
+def _ids(results: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {row["id"] for result in results for row in (final(result) or {"scores": ()})["scores"]}
+
+
+def _summary(results: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> dict[str, Any]:
+    evaluations = [final(result) for result in results]
+    before = [evaluation for result in results if (evaluation := final(result, "before")) is not None]
+    sets = [evaluation["mean_em_over_sets"] for evaluation in evaluations if evaluation is not None]
+    return {
+        "seeds": [result["config"]["seed"] for result in results],
+        "devices": sorted({result["device"] for result in results}),
+        "train_seconds": [result["seconds"]["training"] for result in results],
+        "updates": [result["updates"] for result in results],
+        "mean_em_over_sets": round(float(np.mean(sets)), 4),
+        "mean_em_over_sets_of_seeds": sets,
+        "mean_em_over_sets_before": round(float(np.mean([e["mean_em_over_sets"] for e in before])), 4),
+        "em": {group: estimate(scores_of(results, "em", group))._asdict() for group in groups},
+        "questions": {group: scores_of(results, "em", group).shape[1] for group in groups},
+        **{
+            metric: {group: round(float(scores_of(results, metric, group).mean()), 4) for group in groups}
+            for metric in ("f1", "searches", "valid_turns", "chains", "support")
+        },
+    }
+
+
+def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Exact match of sampled training episodes over seconds of training, and held-out exact match at both ends."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    colours: dict[str, Any] = {}
+    for result in results:
+        name, rows = name_of(result), result.get("curve", [])
+        style: dict[str, Any] = {"color": colours[name]} if name in colours else {"label": name}
+        (line,) = axes.plot([row["time/seconds"] for row in rows], [row["rollout/em"] for row in rows], **style, lw=1)
+        colours[name] = line.get_color()
+        ends = [evaluation for when in ("before", "after") if (evaluation := final(result, when)) is not None]
+        axes.plot(
+            [end["train_seconds"] for end in ends],
+            [end["means"]["all"]["em"] for end in ends],
+            color=colours[name],
+            marker="o",
+            ls=":",
+        )
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("exact match (lines: sampled, training; dots: greedy, held out)", fontsize=8)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def tables(compared: Mapping[str, Any]) -> str:
+    """Both tables as Markdown."""
+    lines = [
+        "| method | seeds | s of training | rounds | EM before | EM, mean over sets | EM, all | EM, not yes/no "
+        "| EM, multi-hop | EM, yes/no | searches | episodes that chain | gold passages seen |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in compared["methods"].items():
+        seconds = " / ".join(f"{x:.0f}" for x in row["train_seconds"])
+        em = [_interval(row["em"].get(group)) for group in ("all", "not yes/no", MULTI_HOP_NAME, "yes/no")]
+        lines.append(
+            f"| {name} | {len(row['seeds'])} | {seconds} | {' / '.join(map(str, row['updates']))} "
+            f"| {row['mean_em_over_sets_before']:.3f} | {row['mean_em_over_sets']:.3f} | {' | '.join(em)} "
+            f"| {row['searches']['all']:.2f} | {row['chains']['all']:.2f} | {row['support']['all']:.2f} |"
+        )
+    if compared["differences"]:
+        groups = list(compared["differences"][0]["em"])
+        lines += ["", "| EM of searching minus | " + " | ".join(groups) + " |", "|---" * (len(groups) + 1) + "|"]
+        for row in compared["differences"]:
+            cells = [_interval(row["em"][group], sign="+") for group in groups]
+            lines.append(f"| {row['method']} − {row['minus']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(estimate: Mapping[str, float] | None, sign: str = "") -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate['mean']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+
+
+def page(compared: Mapping[str, Any], results: Sequence[Mapping[str, Any]], curves: str) -> str:
+    """The text of docs/real_lm.md, from results alone."""
+    first = results[0]
+    config, sizes, counts = first["config"], first["config"]["sizes"], first["questions"]
+    devices = ", ".join(sorted({result["device"] for result in results}))
+    commands = "\n".join(f"    {result['command']}" for result in results)
+    warm = config["warmup"]
+    form = (
+        f"{warm['steps']} supervised steps of {warm['batch']} examples on form alone came first; "
+        "`benchmarks/real_lm_warmup.py` says what they show, and that nobody looked whether it was right."
+        if warm["steps"]
+        else "There was no supervised warm-up."
+    )
+    return f"""# A real language model learns to search
+
+Made by `python -m benchmarks.real_lm_compare`; do not edit.
+
+Model: `{first["model"]}`, on {devices}. There are {counts["train"]} questions to train on and {counts["held_out"]}
+held-out ones (ids in `benchmarks/real_lm_split.json`) of HotpotQA, 2WikiMultihopQA and NQ, over one BM25 corpus of
+{first["passages"]} passages of at most {sizes["passage_tokens"]} tokens. {form}
+All methods are trained in the same way, on the same questions, with {config["rollouts"]} rollouts a round, for the
+same number of seconds; they answer the held-out questions greedily.
+
+"direct" answers at once, "rag1" and "rag3" find one or three documents in their prompt, and "search" may search up to
+{sizes["max_searches"]} times for {sizes["top_k"]} documents each. Brackets are 95 % bootstrap intervals over questions
+(and over seeds, where there are several); differences are paired. Yes/no questions stand apart, because one can score
+on them by always saying the same. Multi-hop: {", ".join(MULTI_HOP)}, without yes/no. Episodes that chain: a later
+query names the title of a document that an earlier search found and the question does not name. The question sets are
+small subsets, so the figures are not comparable with published ones.
+
+{tables(compared)}
+
+![learning curves]({curves})
+
+The runs:
+
+{commands}
+"""
+
+
+def main(config: CompareConfig) -> dict[str, Any]:
+    """Compare, write the files, and return what the JSON file holds.
+
+    Raises:
+        OptionError: no result.
+    """
+    results = read_results(config.runs)
+    compared = compare(results)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    output = {"command": command_line(), **compared, "runs": results}
+    write_json(config.output, output)
+    curves = config.output.with_suffix(".png")
+    draw(results, curves)
+    if config.page is not None:
+        if not compared["methods"]:
+            raise OptionError("expected a run that came to its end for a page, got none; do: give runs more --minutes")
+        finished = [result for result in results if final(result) is not None]
+        link = Path("..", curves) if config.page.parent.name == "docs" and not curves.is_absolute() else curves
+        write_text(config.page, page(compared, finished, link.as_posix()))
+    print(tables(compared))
+    return output
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(CompareConfig, description=__doc__))
+    except SearchGymError as error:
+        sys.exit(f"error: {error}")
