@@ -132,7 +132,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_files(files, tmp_pa
     def respond(request, number):
         if name_in(request) == "Egon" and not go_on.is_set():
             stalled.set()
-            go_on.wait(60)
+            go_on.wait(300)
         return knows(request, number)
 
     with ScriptedServer(respond) as server:

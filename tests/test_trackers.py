@@ -67,7 +67,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 def finished_run(path: Path) -> list[Any]:
     """The records of a run, once the process that writes them has put the last one there."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         records = list(wandb_records(path))
         if any(record.HasField("exit") for record in records):
