@@ -66,7 +66,7 @@ class Sizes:
     """Documents per search."""
     max_searches: int = 3
     """Searches in an episode."""
-    turn_tokens: int = 48
+    turn_tokens: int = 64
     """Tokens of a turn."""
     limit: int | None = None
     """Only so many questions of each part of each set."""
@@ -274,7 +274,8 @@ class Run:
         losses: list[float] = []
         options = FitConfig(learning_rate=config.warmup.learning_rate, batch_size=config.warmup.batch, epochs=1)
         fit_began = self.seconds
-        with self._autocast():
+        # Each step changes the weights, so that none of their casts may be kept for the next one.
+        with self._autocast(keeps_casts=False):
             fit(
                 policy,
                 examples,
@@ -371,8 +372,8 @@ class Run:
             "entropy_coef": config.entropy_coef,
         }
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16)
+    def _autocast(self, *, keeps_casts: bool = True) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16, cache_enabled=keeps_casts)
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -416,6 +417,8 @@ def main(config: RealLMConfig) -> dict[str, Any]:
     policy, _ = load_policy(warm)
     took = run.evaluate(policy.to(run.device).model, "before", updates=0, train_seconds=0.0)
     del policy
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()  # other runs may share the GPU
     left = config.minutes * 60 - run.seconds - 1.5 * took - 10
     seconds = left if config.train_seconds is None else min(config.train_seconds, left)
     if seconds <= 0:

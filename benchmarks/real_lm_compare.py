@@ -279,6 +279,17 @@ The runs:
 """
 
 
+def _slim(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with nothing of each question but its exact match."""
+    evaluations = [
+        {**evaluation, "scores": {row["id"]: row["em"] for row in evaluation["scores"]}}
+        for evaluation in result["evaluations"]
+    ]
+    names = ("time/seconds", "update", "rollout/em", "rollout/searches", "rollout/valid_turns")
+    curve = [{name: row[name] for name in names if name in row} for row in result.get("curve", [])]
+    return {**result, "evaluations": evaluations, "curve": curve}
+
+
 def main(config: CompareConfig) -> dict[str, Any]:
     """Compare, write the files, and return what the JSON file holds.
 
@@ -288,7 +299,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
     results = read_results(config.runs)
     compared = compare(results)
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    output = {"command": command_line(), **compared, "runs": results}
+    output = {"command": command_line(), **compared, "runs": [_slim(result) for result in results]}
     write_json(config.output, output)
     curves = config.output.with_suffix(".png")
     draw(results, curves)

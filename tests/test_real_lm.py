@@ -339,6 +339,17 @@ def test_the_untrained_model_reads(data: Path, model: Path, codec: HFCodec) -> N
     assert len(examples) == 4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_warm_up_is_learned(data: Path, model: Path, tmp_path: Path, precision: Any) -> None:
+    """In bf16 too, where a cast of the weights that outlives a step would train on old ones."""
+    warmup = Warmup(steps=12, batch=4, learning_rate=3e-3, answers="spans")
+    run = real_lm.Run(config(data, model, tmp_path, method="direct", warmup=warmup, precision=precision))
+    run.warm_up()
+    nll = run.result["warmup"]["nll"]
+    assert len(nll) == 12
+    assert nll[-1] < nll[0] - 1.0
+
+
 @pytest.mark.parametrize(
     ("second_query", "chains"),
     [("the shore of Lake Bo", 1.0), ("where Ada lives", 0.0), ("who lives there", 0.0)],
