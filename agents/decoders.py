@@ -158,9 +158,8 @@ class _Layer:
             "down": joined(mlp.down_proj),
             "norm": _norm(block.input_layernorm),
         }
-        biases = [getattr(linear, "bias", None) for linear in projections]
-        if biases[0] is not None:
-            found["qkv_bias"] = lambda: torch.cat([bias.detach() for bias in biases])
+        if getattr(attention.q_proj, "bias", None) is not None:
+            found["qkv_bias"] = lambda: torch.cat([linear.bias.detach() for linear in projections])
         if getattr(attention.o_proj, "bias", None) is not None:
             found["out_bias"] = lambda: attention.o_proj.bias.detach()
         if getattr(attention, "q_norm", None) is not None:

@@ -132,8 +132,8 @@ class TorchOps:
         lengths = step.lengths[:, None].clamp_min(1)  # no row of the softmax is empty
         visible = (columns < lengths) & (columns >= lengths - window)
         num_rows = query.shape[0]
-        shown = (x[:num_rows, :, : step.longest] for x in (keys, values))
-        return _attend(query[:, :, None], *shown, visible[:, None, None], scale)[:, :, 0]
+        shown = keys[:num_rows, :, : step.longest], values[:num_rows, :, : step.longest]
+        return _attend(query[:, :, None], shown, visible[:, None, None], scale)[:, :, 0]
 
     def attend_chunk(
         self,
@@ -155,8 +155,8 @@ class TorchOps:
         positions = torch.tensor(chunk.starts, device=query.device)[:, None] + offsets
         columns = torch.arange(longest, device=query.device)
         visible = (columns <= positions[:, :, None]) & (columns > positions[:, :, None] - window)
-        shown = (x[rows, :, :longest] for x in (keys, values))
-        return _attend(padded.transpose(1, 2), *shown, visible[:, None], scale).transpose(1, 2)[is_token]
+        shown = keys[rows, :, :longest], values[rows, :, :longest]
+        return _attend(padded.transpose(1, 2), shown, visible[:, None], scale).transpose(1, 2)[is_token]
 
     def sample(
         self, logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"] | None, temperature: float, vocab_size: int
@@ -170,10 +170,9 @@ class TorchOps:
 
 def _attend(
     query: Float[Tensor, "B Q T D"],
-    keys: Float[Tensor, "B H L D"],
-    values: Float[Tensor, "B H L D"],
+    shown: tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L D"]],
     visible: Bool[Tensor, "B 1 _ L"],
     scale: float,
 ) -> Float[Tensor, "B Q T D"]:
-    grouped = query.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=scale, enable_gqa=grouped)
+    grouped = query.shape[1] != shown[0].shape[1]
+    return F.scaled_dot_product_attention(query, *shown, attn_mask=visible, scale=scale, enable_gqa=grouped)

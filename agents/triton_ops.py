@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 """`agents.ops` as fused kernels for a GPU, in Triton. Everything is computed in float32 between loads and stores.
 
 Attention walks along the columns that a row really has (FlashAttention-2, Dao 2023, arXiv 2307.08691, and for a step

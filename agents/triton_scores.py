@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 """`agents.plain_scores` as kernels that look at each logit once."""
 
 from __future__ import annotations

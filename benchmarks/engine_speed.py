@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from agents.runlog import command_line, write_json, write_text
@@ -82,10 +81,11 @@ class Bench:
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.shape = SMOLLM2 if config.shape == "smollm2" else SMALL
         self.codec = UniformCodec(self.shape["vocab_size"])
-        self._model: PreTrainedModel | None = None
+        self._model: Any = None
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
+        """The model of the first parts; made when it is asked for."""
         if self._model is None:
             self._model = make_model(self.shape, self.config.device, self.dtype)
         return self._model

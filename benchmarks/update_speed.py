@@ -120,8 +120,8 @@ class OneRound(RunLog):
 
     rows: list[dict[str, Any]]
 
-    def write(self, row: Any, alarms: Any = ()) -> None:
-        self.rows = [*getattr(self, "rows", []), dict(row)]
+    def write(self, metrics: Any, alarms: Any = ()) -> None:
+        self.rows = [*getattr(self, "rows", []), dict(metrics)]
         if len(self.rows) == 2:
             raise EnoughError
 
