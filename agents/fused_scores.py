@@ -17,8 +17,8 @@ from torch import Tensor
 
 from agents.plain_scores import differentiate, read
 
-CHUNK_NUMBERS = 2**27
-"""Logits that are computed at a time."""
+CHUNK_NUMBERS = {"cuda": 2**27, "cpu": 2**22}
+"""Logits that are computed at a time: many keep a GPU busy, few stay in a CPU's cache."""
 KEPT_NUMBERS = 2**30
 """Logits that are kept for the gradient instead of being computed again, 2 GiB in bfloat16."""
 
@@ -31,7 +31,7 @@ def token_scores(
     *,
     vocab_size: int | None = None,
     entropy_grad: bool = True,
-    chunk_numbers: int = CHUNK_NUMBERS,
+    chunk_numbers: int | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """log softmax(hidden weight^T / temperature) at ``token_ids``, and the entropy of that distribution, in float32.
 
@@ -41,6 +41,8 @@ def token_scores(
     size = weight.shape[0] if vocab_size is None else vocab_size
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if chunk_numbers is None:
+        chunk_numbers = CHUNK_NUMBERS.get(device, CHUNK_NUMBERS["cuda"])
     logprobs, entropies = _TokenScores.apply(
         hidden, weight, token_ids, 1.0 / temperature, size, dtype, max(1, chunk_numbers // max(1, size))
     )
