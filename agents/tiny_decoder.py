@@ -17,7 +17,10 @@ from agents.tiny import rotary_phases
 
 
 class TinyDecoder:
-    """See ``agents.decoders.Decoder``. Weights are the model's own, but for those that adapters are on."""
+    """See ``agents.decoders.Decoder``. Weights are the model's own, but for those that adapters are on.
+
+    It computes in float32 under autocast too: the model is too small for another type to be faster.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.ops: Ops = TorchOps()
@@ -64,6 +67,10 @@ class TinyDecoder:
             cache[targets, :, :length] = cache[sources, :, :length]
 
     def prefill(self, token_ids: Tensor, chunk: Chunk) -> None:
+        with torch.autocast(self._device.type, enabled=False):
+            self._prefill(token_ids, chunk)
+
+    def _prefill(self, token_ids: Tensor, chunk: Chunk) -> None:
         hidden = self._embed(token_ids)
         scale = (self._config.hidden_size // self._config.num_attention_heads) ** -0.5
         places = self._places(chunk.token_rows, chunk.positions)
@@ -75,6 +82,10 @@ class TinyDecoder:
 
     def step(self, token_ids: Tensor, positions: Tensor, step: Step) -> Tensor:
         """Probabilities (R, V), which `sample` takes."""
+        with torch.autocast(self._device.type, enabled=False):
+            return self._step(token_ids, positions, step)
+
+    def _step(self, token_ids: Tensor, positions: Tensor, step: Step) -> Tensor:
         num_rows, longest = len(token_ids), step.longest
         rows = torch.arange(num_rows, device=self._device)
         columns = torch.arange(longest, device=self._device)

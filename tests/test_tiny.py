@@ -256,6 +256,20 @@ def test_default_size_is_tiny() -> None:
     assert 100_000 <= parameters <= 3_000_000
 
 
+def test_it_is_trained_in_bfloat16_as_other_models_are(tmp_path: Path) -> None:
+    from agents import ppo
+    from agents.config import ComputeConfig
+
+    for engine in ("fast", "simple"):
+        compute = ComputeConfig(device="cpu", precision="bf16", engine=engine)
+        sizes = {"updates": 2, "rollouts_per_update": 16, "minibatch_size": 8}
+        config = ppo.PPOConfig(run_dir=tmp_path / engine, compute=compute, **sizes)
+        ppo.train(config)
+        lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 2
+        assert all(json.loads(line)["loss/logprob_mismatch"] < 0.1 for line in lines)
+
+
 def test_what_samples_has_the_adapters(tmp_path: Path) -> None:
     """After the first update adapters are more than nothing, and both ways of sampling must know them."""
     pytest.importorskip("peft")
