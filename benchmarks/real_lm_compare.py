@@ -133,11 +133,17 @@ def _resampled(
 
 
 def compare(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Tables by method and group of questions, and the differences between searching and the other methods."""
+    """Tables by method and group of questions, and the differences between searching and the other methods.
+
+    Raises:
+        OptionError: runs of one name differ in more than their seed.
+    """
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         if final(result) is not None:
             by_name.setdefault(name_of(result), []).append(result)
+    for name, finished in by_name.items():
+        _check_alike(name, [result["config"] for result in finished])
     groups: dict[str, None] = {}
     for finished in by_name.values():
         for row in final(finished[0])["scores"]:  # type: ignore[index]
@@ -155,6 +161,16 @@ def compare(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 }
                 differences.append({"method": name, "minus": other, "em": row})
     return {"methods": methods, "differences": differences}
+
+
+def _check_alike(name: str, configs: Sequence[Mapping[str, Any]]) -> None:
+    first = {key: value for key, value in configs[0].items() if key not in ("seed", "run_dir")}
+    for config in configs[1:]:
+        if other := sorted(key for key, value in first.items() if config.get(key) != value):
+            raise OptionError(
+                f"expected runs of {name!r} that differ in their seed alone, got others in {other}; do: keep them in "
+                "different folders"
+            )
 
 
 def _ids(results: Sequence[Mapping[str, Any]]) -> set[str]:

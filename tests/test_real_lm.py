@@ -293,6 +293,16 @@ def test_a_run_that_was_cut_short_leaves_its_curve(runs: Path, tmp_path: Path) -
     real_lm_compare.draw([cut], tmp_path / "curve.png")
 
 
+def test_runs_of_different_options_are_no_seeds_of_each_other(runs: Path) -> None:
+    result = json.loads((runs / "direct" / "result.json").read_text())
+    again = {**result, "config": {**result["config"], "seed": 2}}
+    methods = real_lm_compare.compare([result, again])["methods"]
+    assert methods["direct, grpo"]["seeds"] == [1, 2]
+    other = {**again, "config": {**again["config"], "learning_rate": 1.0}}
+    with pytest.raises(OptionError, match="learning_rate"):
+        real_lm_compare.compare([result, other])
+
+
 def test_intervals_hold_the_difference_and_shrink_when_it_is_the_same_everywhere() -> None:
     rng = np.random.default_rng(0)
     right = (rng.random((3, 400)) < 0.5).astype(np.float64)
