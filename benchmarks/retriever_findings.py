@@ -200,8 +200,8 @@ def claims(retrievers: Sequence[str], top_ks: Sequence[int]) -> list[Claim]:
 def findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each claim that the ``runs`` speak of, with its difference, its interval over seeds, and the verdict.
 
-    A seed gives one difference, and counts when it has all the runs that the claim is about. A claim about stability is
-    "undecided" when one of its runs never learned anything that it could have lost.
+    A seed gives one difference, and counts when it has all the runs that the claim is about. A claim is "undecided"
+    when none of its runs learned anything, and one about stability when any did not, because that had nothing to lose.
     """
     by_key = {(run["retriever"], run["top_k"], run["seed"]): run for run in runs}
     retrievers, top_ks, seeds = (list(dict.fromkeys(key[i] for key in by_key)) for i in range(3))
@@ -224,7 +224,8 @@ def findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if not differences:
             continue
         difference = t_interval(list(differences.values()))
-        has_learned = all(run["stability"]["learned"] for run in used)
+        learned = [run["stability"]["learned"] for run in used]
+        is_decidable = all(learned) if claim.finding == STABLE else any(learned)
         found.append(
             {
                 "finding": claim.finding,
@@ -236,7 +237,7 @@ def findings(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "difference": {
                     name: round(x, 4) if math.isfinite(x) else None for name, x in difference._asdict().items()
                 },
-                "verdict": verdict(difference, claim.sign) if has_learned or claim.finding != STABLE else "undecided",
+                "verdict": verdict(difference, claim.sign) if is_decidable else "undecided",
             }
         )
     return found

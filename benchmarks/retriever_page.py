@@ -62,9 +62,11 @@ def _parts(summary: Summary) -> list[str | Table]:
         f"Each line is a finding of the paper as a difference between runs that are equal in everything else. A seed "
         f"gives one difference, its mean over all k or all retrievers where none is named; the interval is Student's "
         f'95 % interval over seeds. The verdict follows from it alone: "reproduces" when all of it has the paper\'s '
-        f'sign, "contradicts" when all of it has the other one, else "undecided"; about stability also "undecided" '
-        f"when a run never reached a mean exact match of {LEARNED:g}, because it had nothing to lose. Of so many "
-        "lines, one in twenty would be decided by chance alone; those without a k or a retriever say most.",
+        f'sign, "contradicts" when all of it has the other one, else "undecided". A run that never reached a mean '
+        f"exact match of {LEARNED:g} had nothing to lose: with such a run a line about stability is undecided, and "
+        "with none but such runs every line. Of so many lines, one in twenty would be decided by chance alone; those "
+        "without a k or a retriever say most. What is compared is what is learned in so many updates: what learns more "
+        "slowly counts as worse, though it might catch up.",
         *_findings(summary["findings"]),
         "The paper's differences are in exact match on seven data sets, with a model of seven billion parameters: "
         "k = 1, 3, 5 give .375, .431, .400 (arXiv 2503.09516); training with random documents, BM25, E5 with HNSW, and "

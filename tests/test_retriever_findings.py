@@ -198,6 +198,16 @@ def test_a_run_that_never_learned_is_not_called_unstable() -> None:
     assert find(found, BETTER, "EM", "bm25 k=3", "random k=3")["verdict"] == "reproduces"
 
 
+def test_nothing_is_decided_by_runs_that_all_learned_nothing() -> None:
+    def grid(name: str) -> list[dict[str, Any]]:
+        em = {k: {where: {"2-hop": 0.01 * (k == 3)} for where in ("own", "common")} for k in (1, 3)}
+        return [run(name, k, seed, em=em[k]) for k in em for seed in (1, 2)]
+
+    (one,) = findings(grid("random"))
+    assert (one["difference"]["low"], one["verdict"]) == (0.01, "undecided")
+    assert findings(grid("bm25"))[0]["verdict"] == "reproduces"
+
+
 def test_a_seed_counts_when_it_has_every_run_of_the_claim() -> None:
     cut = [r for r in GRID if not (r["seed"] == 3 and r["top_k"] == 5) and r["seed"] != 2]
     found = findings(cut)

