@@ -11,69 +11,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from agents import decoders, stop_tags
 from agents.decoders import Decoder, make_chunk
 from agents.generation import Randomness, SampledTurn, check_top_p, check_turns
-from agents.ops import Step
+from agents.turn_rows import TurnRows
 from search_gym.codec import TokenCodec, TokenIds
 from search_gym.tags import closes_turn
 
 _NO_TOKENS: TokenIds = np.empty(0, dtype=np.int64)
 _SHORTEST_SHARED = 8  # tokens that are worth copying
-
-
-@dataclass
-class _Rows:
-    """What the device knows of the turn in each row (R,); ``turn_tokens`` and ``turn_logprobs`` (R, U + 1) are its
-    record, whose last column takes what is not one."""
-
-    tokens: Tensor  # to be fed next
-    lengths: Tensor  # columns of the cache that are in use
-    is_open: Tensor
-    counts: Tensor  # tokens of the turn so far
-    limits: Tensor
-    tags: Tensor  # the state of `stop_tags`
-    uniforms: Tensor  # (R, U)
-    turn_tokens: Tensor
-    turn_logprobs: Tensor
-
-    @classmethod
-    def make(cls, num_rows: int, turn_length: int, device: torch.device) -> _Rows:
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros((num_rows, *shape), dtype=dtype, device=device)
-
-        return cls(
-            tokens=zeros(),
-            lengths=zeros(),
-            is_open=zeros(dtype=torch.bool),
-            counts=zeros(),
-            limits=zeros(),
-            tags=zeros(),
-            uniforms=zeros(turn_length, dtype=torch.float64),
-            turn_tokens=zeros(turn_length + 1),
-            turn_logprobs=zeros(turn_length + 1, dtype=torch.float32),
-        )
-
-    @property
-    def turn_length(self) -> int:
-        return self.uniforms.shape[1]
-
-    def first(self, num_rows: int) -> _Rows:
-        """A view of the first rows."""
-        return _Rows(*(getattr(self, field.name)[:num_rows] for field in fields(self)))
-
-    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        for field in fields(self):
-            x = getattr(self, field.name)
-            x[targets] = x[sources]
-        self.is_open[sources] = False
 
 
 class FastGenerator:
@@ -162,7 +114,7 @@ class FastGenerator:
         self._share = self._asked_share or (0.0 if on_gpu else 0.3)
         self._tag_table = torch.from_numpy(stop_tags.transitions(self.codec)).to(device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._rows = _Rows.make(0, 32, device)
+        self._rows = TurnRows.make(0, 32, device)
 
     def place(self, slots: Sequence[int], episodes: Sequence[int]) -> None:
         self.drop(slots)
@@ -299,8 +251,8 @@ class FastGenerator:
         if (num_rows, capacity) != (self._decoder.num_rows, self._decoder.capacity):
             self._decoder.allocate(num_rows, capacity)
         old = self._rows
-        self._rows = _Rows.make(num_rows, turn_length or old.turn_length, old.tokens.device)
-        for field in fields(_Rows):
+        self._rows = TurnRows.make(num_rows, turn_length or old.turn_length, old.tokens.device)
+        for field in fields(TurnRows):
             before, now = getattr(old, field.name), getattr(self._rows, field.name)
             if before.ndim == 1:
                 now[: len(before)] = before
@@ -363,7 +315,7 @@ class FastGenerator:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         """A step of all rows as a graph; what trying it out has changed is put back."""
-        saved = [getattr(self._rows, field.name).clone() for field in fields(_Rows)]
+        saved = [getattr(self._rows, field.name).clone() for field in fields(TurnRows)]
         self._rows.is_open.zero_()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -374,27 +326,22 @@ class FastGenerator:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._take_step(self._rows)
-        for field, before in zip(fields(_Rows), saved, strict=True):
+        for field, before in zip(fields(TurnRows), saved, strict=True):
             getattr(self._rows, field.name).copy_(before)
         return graph
 
-    def _take_step(self, rows: _Rows) -> None:
-        """One token more for every open turn."""
+    def _take_step(self, rows: TurnRows) -> None:
         assert self._decoder is not None
-        is_open = rows.is_open.clone()
-        step = Step(((rows.lengths + 1) * is_open).int(), self._longest())
-        scores = self._decoder.step(rows.tokens, rows.lengths, step)
-        column = torch.where(is_open, rows.counts, rows.turn_length)[:, None]
-        points = None if self.greedy else rows.uniforms.gather(1, column.clamp_max(rows.turn_length - 1)).squeeze(1)
-        ids, logprobs = self._decoder.sample(scores, points, self.temperature, self.codec.vocab_size, self.top_p)
-        rows.turn_tokens.scatter_(1, column, ids[:, None])
-        rows.turn_logprobs.scatter_(1, column, logprobs[:, None])
-        rows.counts += is_open
-        rows.lengths += is_open
-        rows.tags.copy_(torch.where(is_open, self._tag_table[rows.tags, ids].long(), rows.tags))
-        rows.tokens.copy_(torch.where(is_open, ids, rows.tokens))
-        has_ended = (rows.tags == stop_tags.CLOSED) | (ids == self.codec.eos_id) | (rows.counts >= rows.limits)
-        rows.is_open &= ~has_ended
+        rows.take_step(
+            self._decoder,
+            longest=self._longest(),
+            tag_table=self._tag_table,
+            temperature=self.temperature,
+            greedy=self.greedy,
+            top_p=self.top_p,
+            vocab_size=self.codec.vocab_size,
+            eos_id=self.codec.eos_id,
+        )
 
     def _longest(self) -> int:
         """A bound of the columns that any row sees."""

@@ -20,7 +20,7 @@ from agents.plain_scores import differentiate, read
 CHUNK_NUMBERS = {"cuda": 2**27, "cpu": 2**22}
 """Logits that are computed at a time: many keep a GPU busy, few stay in a CPU's cache."""
 KEPT_NUMBERS = 2**30
-"""Logits that are kept for the gradient instead of being computed again, 2 GiB in bfloat16."""
+"""Logits of 16 bits, 2 GiB of them, that are kept for the gradient and not computed again; of 32 bits, a chunk's."""
 
 
 def token_scores(
@@ -64,10 +64,11 @@ class _TokenScores(torch.autograd.Function):
         head = weight[:vocab_size].to(dtype)
         found = torch.empty((3, len(hidden)), dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            kept: list[Tensor] | None = [] if len(hidden) * vocab_size <= KEPT_NUMBERS else None
+            is_kept = len(hidden) <= rows or (len(hidden) * vocab_size <= KEPT_NUMBERS and dtype.itemsize <= 2)
+            kept: list[Tensor] = []
             for part in _parts(len(hidden), rows):
                 logits = hidden[part].to(dtype) @ head.T
-                if kept is not None and any(ctx.needs_input_grad):
+                if is_kept and any(ctx.needs_input_grad):
                     kept.append(logits)
                 found[:, part] = torch.stack(kernels(hidden).read(logits, token_ids[part], scale))
         logprobs, entropies, logsumexp = found
@@ -87,7 +88,7 @@ class _TokenScores(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _parts(len(hidden), rows):
                 states = hidden[part].to(dtype)
-                logits = states @ head.T if ctx.kept is None else ctx.kept.pop(0)
+                logits = ctx.kept.pop(0) if ctx.kept else states @ head.T
                 grad = kernels(hidden).differentiate(
                     logits,
                     token_ids[part],

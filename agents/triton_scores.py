@@ -66,7 +66,7 @@ def _read(logits_ptr, ids_ptr, found_ptr, num_rows, scale, row_stride, vocab_siz
     base = logits_ptr + row * row_stride
     largest = -float("inf")
     weight = 0.0
-    moment = 0.0  # of scores, weighted
+    moment = 0.0  # of scores less the largest, weighted: what is large is not subtracted from what is large
     for begin in range(0, vocab_size, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         inside = columns < vocab_size
@@ -74,13 +74,14 @@ def _read(logits_ptr, ids_ptr, found_ptr, num_rows, scale, row_stride, vocab_siz
         new_largest = tl.maximum(largest, tl.max(scores, axis=0))
         shrink = tl.exp(largest - new_largest)
         parts = tl.where(inside, tl.exp(scores - new_largest), 0.0)
+        below = tl.where(weight > 0, (largest - new_largest) * weight, 0.0)
+        moment = (moment + below) * shrink + tl.sum(parts * tl.where(inside, scores - new_largest, 0.0), axis=0)
         weight = weight * shrink + tl.sum(parts, axis=0)
-        moment = moment * shrink + tl.sum(parts * scores, axis=0)
         largest = new_largest
     logsumexp = largest + tl.log(weight)
     chosen = tl.load(base + tl.load(ids_ptr + row)).to(tl.float32) * scale
     tl.store(found_ptr + row, chosen - logsumexp)
-    tl.store(found_ptr + num_rows + row, logsumexp - moment / weight)
+    tl.store(found_ptr + num_rows + row, tl.log(weight) - moment / weight)
     tl.store(found_ptr + 2 * num_rows + row, logsumexp)
 
 

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from agents import decoders
-from agents.decoders import LlamaDecoder, effective_weight, make_chunk
+from agents.decoders import effective_weight, make_chunk
+from agents.llama_decoder import LlamaDecoder
 from agents.ops import Step, TorchOps
 
 VOCAB = 50

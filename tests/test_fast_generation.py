@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_generation import CODEC, PADDED
 
-from agents import decoders
 from agents.fast_generation import FastGenerator
 from agents.generation import CachedGenerator, make_generator
+from agents.llama_decoder import LlamaDecoder
 from search_gym.errors import OptionError
 
 PROMPT = np.array([7, 8, 7, 6, 8, 8, 7, 7, 6, 8, 7, 8])
@@ -86,13 +86,13 @@ def test_top_p_is_that_of_the_simple_engine(model):
 def test_a_prompt_that_slots_share_is_fed_once(model, monkeypatch):
     generator = FastGenerator(model, CODEC)
     fed = []
-    prefill = decoders.LlamaDecoder.prefill
+    prefill = LlamaDecoder.prefill
 
     def counting(self, token_ids, chunk):
         fed.append(len(token_ids))
         prefill(self, token_ids, chunk)
 
-    monkeypatch.setattr(decoders.LlamaDecoder, "prefill", counting)
+    monkeypatch.setattr(LlamaDecoder, "prefill", counting)
     generator.start(5, seed=0)
     generator.extend(range(4), [PROMPT, PROMPT, PROMPT[:-1], PROMPT])
     together = generator.sample(range(4), [6] * 4)

@@ -18,13 +18,13 @@ CODECS = {
     "word": tinywiki.codec(),
     "hf": HFCodec(small_models.tokenizer()),
 }
-PIECES = ("</search>", "</answer>", "</", "<", ">", "search", "answer", "</sear", "ch>", "a", " ", "<search>", "é", "\n")
+PIECES = ("</search>", "</answer>", "</", "<", ">", "search", "answer", "</sear", "ch>", "a", " ", "<search>", "é")
 
 
 class Pieces:
     """A vocabulary whose tokens hold parts of tags, more than one tag, and what follows a tag."""
 
-    pieces = ("", "<", "</", "</s", "earch", ">", "</search", "x</answer", ">>", "</search></answer>", "ans", "wer>\n", "w")
+    pieces = ("", "<", "</", "</s", "earch", ">", "</search", "x</answer", ">>", "</search></answer>", "ans", "wer>\n")
     vocab_size = len(pieces)
 
     def decode(self, ids):
