@@ -41,7 +41,7 @@ class FastGenerator:
         prefill_tokens: tokens that are fed at most at a time when prompts and observations are appended.
         capture: whether a step becomes a CUDA graph; by default on a GPU.
 
-    The cache and the record of turns grow when they have to, by doubling.
+    The cache and the record of turns grow when they have to.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class FastGenerator:
         self._asked_steps, self._asked_share, self._asked_capture = steps, share, capture
         self._prefill_tokens = prefill_tokens
         self._device: torch.device | None = None
-        self._capacity = 256  # columns that were enough so far
+        self._capacity = 128  # columns that were enough so far
 
     @staticmethod
     def knows(model: PreTrainedModel) -> bool:
@@ -239,7 +239,9 @@ class FastGenerator:
         # One column more, which rows write to that take no part in a step.
         needed = 1 + max(self._lengths[slot] + self._unfed[slot].size + limits[slot] for slot in slots)
         if needed > self._decoder.capacity:
-            self._grow(self._decoder.num_rows, max(needed, 2 * self._decoder.capacity))
+            # A new size costs a graph where there is one, else only a copy, which is cheaper than memory.
+            factor = 2.0 if self._capture else 1.25
+            self._grow(self._decoder.num_rows, max(needed, int(factor * self._decoder.capacity)))
         turn_length = max(limits[slot] for slot in slots)
         if turn_length > self._rows.turn_length:
             self._grow(self._decoder.num_rows, self._decoder.capacity, max(turn_length, 2 * self._rows.turn_length))

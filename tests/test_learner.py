@@ -258,3 +258,22 @@ def test_two_processes_make_the_update_of_one(name: str, tmp_path: Path) -> None
     assert one[0]["loss/grad_norm"] > 0.01
     assert two != one  # bit-identical sums would mean that there was one process
     assert_close(two, one, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # warnings of the compiler about itself
+def test_compiled_layers_train_as_plain_ones_do(model: str, tmp_path: Path) -> None:
+    """All layers and lengths share their code; fused operations round elsewhere, in the last digits of float32."""
+    plain, compiled = (config(ppo.PPOConfig, tmp_path / name, model, compile=name) for name in ("none", "layers"))
+    expected, found = (ppo.train(options, make_envs=say_who) for options in (plain, compiled))
+    for one, other in zip(rows(plain.run_dir), rows(compiled.run_dir), strict=True):
+        for key in one.keys() - {key for key in one if key.startswith("time/")}:
+            assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-4), key
+    for a, b in zip(found.state_dict().values(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_only_layers_that_are_known_are_compiled(tmp_path: Path) -> None:
+    options = replace(ppo.PRESETS["default"], run_dir=tmp_path, compute=ComputeConfig(compile="layers"))
+    with pytest.raises(OptionError, match=r"compile='layers', got 'search_gym_tiny'; do: leave out --compile"):
+        ppo.train(options)
