@@ -199,10 +199,12 @@ class _Play:
         """Take what the environment answers, as far as it has; with ``wait``, at least one answer."""
         if wait and self._sent and not any(sent.is_ready for sent, _ in self._sent):
             self._take(*self._sent.pop(0))
-        ready = [entry for entry in self._sent if entry[0].is_ready]
-        self._sent = [entry for entry in self._sent if not entry[0].is_ready and entry not in ready]
-        for sent, turns in ready:
-            self._take(sent, turns)
+        waiting, self._sent = self._sent, []
+        for sent, turns in waiting:
+            if sent.is_ready:  # asked once, because the answer may change at any moment
+                self._take(sent, turns)
+            else:
+                self._sent.append((sent, turns))
 
     def _take(self, sent: Sent, turns: Mapping[int, SampledTurn]) -> None:
         goes_on: list[int] = []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.generation import SampledTurn, WholeTurns, make_generator
-from agents.rollout import Rollout, TurnEvent, collate, collect, collect_waves
+from agents.rollout import Rollout, TurnEvent, _Play, collate, collect, collect_waves
 from agents.tiny import TinyConfig, TinyForCausalLM
 from search_gym import ByteCodec, Document, Question, SearchGymError, Span
 from search_gym.codec import WordCodec
@@ -168,6 +168,52 @@ def test_collect_is_the_single_environment_question_by_question(scripts, data, m
     assert generator.placed == list(range(len(index)))
     assert done == sorted(done)
     assert done[-1] == len(index)
+
+
+class Whenever(StubRetriever):
+    """Answers after as many moments as a seeded generator says, often while somebody looks whether it has."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def search(self, queries, k):
+        for _ in range(self.rng.integers(0, 2000)):
+            pass
+        return super().search(queries, k)
+
+
+def test_no_answer_is_lost_that_comes_while_somebody_looks():
+    """Many searches in the background, with documents that arrive at any moment; an episode that is forgotten would
+    never end."""
+    scripts = {f"question {i}?": ["search", "search", "answer"] for i in range(6)}
+    envs = make(scripts, 3, retriever=Whenever())
+    for seed in range(40):
+        rollouts = collect(envs, ScriptedGenerator(scripts), list(range(6)), seed=seed, overlap=True)
+        assert [rollout.num_searches for rollout in rollouts] == [2] * 6
+    envs.close()
+
+
+class TurnsReady:
+    """A step whose documents are there when it has been asked ``after`` times."""
+
+    def __init__(self, after):
+        self.after = after
+
+    @property
+    def is_ready(self):
+        self.after -= 1
+        return self.after < 0
+
+
+def test_whether_documents_are_there_is_asked_once():
+    play = _Play.__new__(_Play)
+    taken = []
+    play._take = lambda sent, turns: taken.append(sent)
+    steps = [TurnsReady(after) for after in (0, 1, 2, 5)]
+    play._sent = [(step, {}) for step in steps]
+    for _ in range(6):
+        play.receive(wait=False)
+    assert taken == steps
 
 
 def test_waves_come_one_at_a_time():
