@@ -261,13 +261,14 @@ def test_large_bodies_are_refused_before_they_are_held(server: ServerProcess) ->
 
 
 def raw(server: ServerProcess, *parts: bytes, pause: float = 0.0) -> bytes:
-    """What comes back on a connection on which ``parts`` are sent."""
+    """All that comes back, until the server hangs up, on a connection on which ``parts`` are sent."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         for part in parts:
             connection.sendall(part)
             time.sleep(pause)
-        connection.shutdown(socket.SHUT_WR) if not pause else None
-        return connection.recv(10_000)
+        if not pause:
+            connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(10_000), b""))
 
 
 def test_a_body_that_never_arrives_is_given_up(server: ServerProcess) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _CLIENT_LEFT = 499  # nginx's status for it; it reaches nobody but the counters
+_REFUSAL_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}  # RFC 9110 11.6.1 and 15.5.9
 
 _SCHEMA = {
     "type": "object",
@@ -90,8 +91,7 @@ def make_app(
                 del body
                 found = await search(request, asked)
         except RequestError as error:
-            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-            return refuse(error.status, str(error), headers)
+            return refuse(error.status, str(error), _REFUSAL_HEADERS.get(error.status))
         except BusyError as error:
             return refuse(503, str(error), {"Retry-After": str(error.seconds)})
         except RetrievalError as error:
