@@ -8,6 +8,7 @@ import signal
 import string
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,12 +94,11 @@ def log_of(run: Run, study_folder: Path) -> Path:
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process that `Launcher.start` has started, and those that it has started itself."""
     if process.poll() is None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()

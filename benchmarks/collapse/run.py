@@ -94,8 +94,8 @@ def read_result(run: Run, study_folder: Path) -> dict[str, Any] | None:
     if names:
         shown = {name: (result["options"].get(name), run.cell.options.get(name)) for name in names}
         raise OptionError(
-            f"expected a result of this study's options in {path.parent}, got one in which (then, now) differ: {shown}; "
-            "do: choose another --run-dir, or delete the folder"
+            f"expected a result of this study's options in {path.parent}, got one in which (then, now) differ: "
+            f"{shown}; do: choose another --run-dir, or delete the folder"
         )
     return result
 

@@ -1,4 +1,4 @@
-"""The tables of a study: ``runs.jsonl``, a row for each run, and ``table.parquet``, a row for each update of each run."""
+"""The tables of a study: ``runs.jsonl``, a row for each run, and ``table.parquet``, a row for each update of a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A base model that has learned the form and nothing else: what "instruct-like" means in a world without instructions.
+"""A base model that has learned the form and nothing else: what "instruct-like" means where there are no instructions.
 
-It is fine-tuned on episodes that the base model itself has sampled, of which only those are kept whose form is right and
-whose answer is wrong. So it has seen how an episode is written, and not one that solves its question.
+It is fine-tuned on episodes that the base model itself has sampled, of which only those are kept whose form is right
+and whose answer is wrong. So it has seen how an episode is written, and not one that solves its question.
 """
 
 from __future__ import annotations
