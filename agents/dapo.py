@@ -103,17 +103,13 @@ def train(config: DAPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
                 mask = part.loss_mask
                 new = run.evaluate(part)
                 weights = part.weights(batch.loss_mask)
+                advantage = part.cut(advantages)
                 policy_loss, stats = losses.ppo_policy_loss(
-                    new.logprobs,
-                    part.old_logprobs,
-                    part.cut(advantages),
-                    mask,
-                    config.clip_low,
-                    config.clip_high,
-                    weights=weights,
+                    new.logprobs, part.old_logprobs, advantage, mask, config.clip_low, config.clip_high, weights=weights
                 )
                 entropy = losses.weighted_sum(new.entropies, mask, weights)
                 loss = policy_loss - config.entropy_coef * entropy
+                stats |= losses.displacement(new.logprobs, part.old_logprobs, advantage, mask, weights=weights)
                 stats |= {"policy": policy_loss, "entropy": entropy}
                 if ref_logprobs is not None:
                     kl = losses.kl_loss(new.logprobs, part.cut(ref_logprobs), mask, weights=weights)

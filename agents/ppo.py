@@ -115,14 +115,9 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
                 mask = part.loss_mask
                 new = run.evaluate(part, part.cut(valued) | mask)
                 weights = part.weights(batch.loss_mask)
+                advantage = part.cut(advantages)
                 policy_loss, stats = losses.ppo_policy_loss(
-                    new.logprobs,
-                    part.old_logprobs,
-                    part.cut(advantages),
-                    mask,
-                    config.clip_low,
-                    config.clip_high,
-                    weights=weights,
+                    new.logprobs, part.old_logprobs, advantage, mask, config.clip_low, config.clip_high, weights=weights
                 )
                 value_loss, value_stats = losses.value_loss(
                     new.values,
@@ -134,6 +129,7 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
                 )
                 entropy = losses.weighted_sum(new.entropies, mask, weights)
                 loss = policy_loss + config.value.coef * value_loss - config.entropy_coef * entropy
+                stats |= losses.displacement(new.logprobs, part.old_logprobs, advantage, mask, weights=weights)
                 stats |= value_stats | {"policy": policy_loss, "value": value_loss, "entropy": entropy}
                 if ref_logprobs is not None:
                     kl = losses.kl_loss(new.logprobs, part.cut(ref_logprobs), mask, weights=weights)

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 
 from agents import saving
+from agents.behaviour import behaviour_metrics
 from agents.checkpoint import TrainingState, drop_states, read_state, save_policy, write_state
 from agents.config import TrainConfig
 from agents.generation import make_generator
@@ -208,6 +209,7 @@ class Trainer(Learner):
         row = {
             "update": self.update + 1,
             **rollout_metrics(rollouts),
+            **behaviour_metrics(rollouts),
             "rollout/total_rollouts": self._counts["rollouts"],
             "rollout/total_sampled_tokens": self._counts["sampled_tokens"],
             **({"rollout/zero_variance_groups": zero_variance_groups(batch)} if self.config.group_size > 1 else {}),

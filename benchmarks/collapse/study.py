@@ -218,7 +218,7 @@ def _cells(groups: Sequence[Group], center: Levels, size: Size) -> Iterator[Cell
     for group in groups:
         for algorithm, chosen in _combinations(group):
             levels = complete(algorithm, chosen, center)
-            name = _name(algorithm, levels, complete(algorithm, {}, center))
+            name = _name(algorithm, levels, center)
             if name in found:
                 old = found[name]
                 seeds = tuple(dict.fromkeys((*old.seeds, *group.seeds)))
@@ -291,10 +291,12 @@ def _seeds(value: Any) -> tuple[int, ...]:
 
 
 def _name(algorithm: str, levels: Levels, center: Levels) -> str:
-    """The cell's identity, and the name of its folder: what differs from the centre."""
-    different = [(name, level) for name, level in levels.items() if level != center[name]]
-    parts = [f"{name}-{level}" for name, level in different] or ["center"]
-    return re.sub(r"[^a-z0-9.]+", "-", "-".join([algorithm, *parts]).lower())
+    """The cell's identity, and the name of its folder: its preset, and what differs from that or from the centre."""
+    usual = complete(algorithm, {"preset": levels["preset"]}, center)
+    preset = center.get("preset", CATALOGUE["preset"].center)
+    parts = [] if levels["preset"] == preset else [str(levels["preset"])]
+    parts += [f"{name}-{level}" for name, level in levels.items() if level != usual[name]]
+    return re.sub(r"[^a-z0-9.]+", "-", "-".join([algorithm, *(parts or ["center"])]).lower())
 
 
 def _label(algorithm: str, chosen: Levels) -> str:

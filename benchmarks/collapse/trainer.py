@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 
 import torch
 
-from agents.policy import CausalLMPolicy
+from agents.behaviour import valid_structure
+from agents.policy import CausalLMPolicy, TokenEvaluation, TokenScores
 from agents.rollout import Rollout, RolloutBatch
 from agents.trainer import Trainer
 
@@ -41,6 +42,16 @@ def make_trainer(looks: Sequence[int], look: Look, *, train_on_documents: bool =
             scored = self.score(batch, response).logprobs
             old = torch.where(batch.loss_mask, batch.old_logprobs, torch.where(response, scored, 0.0))
             return replace(batch, loss_mask=response, old_logprobs=old)
+
+        def record(
+            self,
+            rollouts: Sequence[Rollout],
+            batch: RolloutBatch,
+            old: TokenScores | TokenEvaluation,
+            metrics: Mapping[str, float] | None = None,
+        ) -> None:
+            more = {"rollout/valid_structure": valid_structure(rollouts, self.codec)}
+            super().record(rollouts, batch, old, {**more, **(metrics or {})})
 
     return StudyTrainer
 
