@@ -30,6 +30,8 @@ from search_gym.errors import OptionError
 STUDIES = Path(__file__).parent / "studies"
 DESIGNS = ("crossing", "one-at-a-time", "fraction", "cells")
 SAVE_EVERY = 10
+MICRO_BATCH_TOKENS = 1_500
+"""Rounds are so small that more than a third of a whole mini-batch would be padding."""
 
 Data = TypeVar("Data")
 
@@ -205,7 +207,7 @@ def config_of(cell: Cell, seed: int, study_folder: Path) -> TrainConfig:
         config,
         seed=seed,
         run_dir=Run(cell, seed).folder(study_folder),
-        compute=ComputeConfig(device="cpu"),
+        compute=ComputeConfig(device="cpu", micro_batch_tokens=MICRO_BATCH_TOKENS),
         save=SaveConfig(resume=True, save_every=SAVE_EVERY),
     )
     config.check()
