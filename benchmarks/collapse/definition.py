@@ -52,7 +52,7 @@ class Definition:
         return (
             f"A run has collapsed when the mean exact match of the last {self.window} updates has been below "
             f"{self.fraction:g} of its best so far for {self.patience} updates in a row, that best being at least "
-            f"{self.floor:g}; it collapsed at the first of them. A run whose mean never reached {self.floor:g} has never "
+            f"{self.floor:g}; it collapsed at the first of them. A run whose mean never reached {self.floor:g} never "
             f"learned. A collapsed run has recovered when the mean is back at {self.recovery:g} of the best before the "
             f"collapse for {self.patience} updates in a row."
         )
