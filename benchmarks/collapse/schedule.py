@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.runlog import write_json
-from benchmarks.collapse.launch import Launcher, log_of, stop
+from benchmarks.collapse.launch import Launcher, Started, log_of
 from benchmarks.collapse.run import read_result
 from benchmarks.collapse.study import Run
 from benchmarks.collapse.table import FAILED
@@ -40,7 +39,7 @@ class Outcome:
 @dataclass
 class _Active:
     run: Run
-    process: subprocess.Popen[bytes]
+    process: Started
     tries: int
 
 
@@ -89,9 +88,11 @@ def run_all(
                 active.append(_Active(run, launcher.start(run, folder), tries + 1))
                 watcher.started(run)
             time.sleep(POLL_SECONDS)
-            for entry in [entry for entry in active if entry.process.poll() is not None]:
+            for entry in list(active):
+                run, code = entry.run, entry.process.poll()
+                if code is None:
+                    continue
                 active.remove(entry)
-                run, code = entry.run, entry.process.returncode
                 if code == 0 and read_result(run, folder) is not None:
                     (run.folder(folder) / FAILED).unlink(missing_ok=True)
                     outcome.finished.append(run)
@@ -110,7 +111,7 @@ def run_all(
             watcher.tick([entry.run for entry in active])
     finally:
         for entry in active:
-            stop(entry.process)
+            entry.process.stop()
     return outcome
 
 
