@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agents.ops import Chunk, Ops, Step, TorchOps
+from agents.turn_rows import Sampling, TurnRows
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """Model types that `LlamaDecoder` computes."""
@@ -28,6 +29,8 @@ class Decoder(Protocol):
 
     num_rows: int
     capacity: int
+    steps: int
+    """Tokens of each open turn between two looks of the host, unless a generator is asked for another number."""
     ops: Ops
 
     def allocate(self, num_rows: int, capacity: int) -> None:
@@ -61,9 +64,21 @@ class Decoder(Protocol):
         """What ``agents.generation.choose`` does, with what `step` has returned."""
         ...
 
+    def take_steps(self, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
+        """`TurnRows.take_step`, ``count`` times; no row may come to see more than ``longest`` columns."""
+        ...
+
     def copy_rows(self, sources: list[int], targets: list[int], length: int) -> None:
         """Make the first ``length`` columns of each of ``targets`` those of its source."""
         ...
+
+
+class StepByStep:
+    """`Decoder.take_steps` for decoders that compute one step at a time."""
+
+    def take_steps(self: Decoder, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
+        for _ in range(count):
+            rows.take_step(self, sampling, longest)
 
 
 def load(model: PreTrainedModel, *, dtype: torch.dtype | None = None, ops: Ops | None = None) -> Decoder | None:
@@ -78,11 +93,21 @@ def load(model: PreTrainedModel, *, dtype: torch.dtype | None = None, ops: Ops |
         from agents.llama_decoder import LlamaDecoder
 
         return LlamaDecoder(model, dtype=dtype or model.dtype, ops=ops) if _is_plain(model) else None
-    if kind == "search_gym_tiny":
-        from agents.tiny_decoder import TinyDecoder
+    return _load_tiny(model) if kind == "search_gym_tiny" else None
 
-        return TinyDecoder(model)
-    return None
+
+def _load_tiny(model: PreTrainedModel) -> Decoder:
+    """The compiled one on a CPU where numba is installed, else the one in torch."""
+    from agents.tiny_decoder import TinyDecoder
+
+    if model.device.type == "cpu":
+        try:
+            from agents.tiny_cpu_decoder import TinyCpuDecoder
+        except ImportError:
+            return TinyDecoder(model)
+        if TinyCpuDecoder.knows(model):
+            return TinyCpuDecoder(model)
+    return TinyDecoder(model)
 
 
 def knows(model: PreTrainedModel) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from agents import decoders, stop_tags
 from agents.decoders import Decoder, make_chunk
 from agents.generation import Randomness, SampledTurn, check_top_p, check_turns
-from agents.turn_rows import TurnRows
+from agents.turn_rows import Sampling, TurnRows
 from search_gym.codec import TokenCodec, TokenIds
 from search_gym.tags import closes_turn
 
@@ -110,9 +111,16 @@ class FastGenerator:
         assert self._decoder is not None, "expected a model that FastGenerator.knows"
         on_gpu = device.type == "cuda"
         self._capture = on_gpu if self._asked_capture is None else self._asked_capture
-        self._steps = self._asked_steps or (16 if on_gpu else 2)
+        self._steps = self._asked_steps or self._decoder.steps
         self._share = self._asked_share or (0.0 if on_gpu else 0.3)
-        self._tag_table = torch.from_numpy(stop_tags.transitions(self.codec)).to(device)
+        self._sampling = Sampling(
+            tag_table=torch.from_numpy(stop_tags.transitions(self.codec)).to(device),
+            temperature=self.temperature,
+            greedy=self.greedy,
+            top_p=self.top_p,
+            vocab_size=self.codec.vocab_size,
+            eos_id=self.codec.eos_id,
+        )
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rows = TurnRows.make(0, 32, device)
 
@@ -164,8 +172,7 @@ class FastGenerator:
         enough = max(1, int(self._share * len(self._open)))
         found: list[tuple[int, SampledTurn]] = []
         while self._open and len(found) < enough:
-            for _ in range(self._steps):
-                self._step()
+            self._take_steps()
             found += self._ended()
         return found
 
@@ -307,43 +314,35 @@ class FastGenerator:
 
     # Steps
 
-    def _step(self) -> None:
+    def _take_steps(self) -> None:
+        assert self._decoder is not None
         if not self._capture:
-            self._take_step(self._rows.first(len(self._slot_in)))
+            longest = self._longest() + self._steps - 1
+            self._decoder.take_steps(self._rows.first(len(self._slot_in)), self._steps, self._sampling, longest)
             return
         if self._graph is None:
             self._graph = self._captured()
-        self._graph.replay()
+        for _ in range(self._steps):
+            self._graph.replay()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         """A step of all rows as a graph; what trying it out has changed is put back."""
         saved = [getattr(self._rows, field.name).clone() for field in fields(TurnRows)]
         self._rows.is_open.zero_()
+        assert self._decoder is not None
+        take = partial(self._decoder.take_steps, self._rows, 1, self._sampling, self._longest())
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._take_step(self._rows)
+                take()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._take_step(self._rows)
+            take()
         for field, before in zip(fields(TurnRows), saved, strict=True):
             getattr(self._rows, field.name).copy_(before)
         return graph
-
-    def _take_step(self, rows: TurnRows) -> None:
-        assert self._decoder is not None
-        rows.take_step(
-            self._decoder,
-            longest=self._longest(),
-            tag_table=self._tag_table,
-            temperature=self.temperature,
-            greedy=self.greedy,
-            top_p=self.top_p,
-            vocab_size=self.codec.vocab_size,
-            eos_id=self.codec.eos_id,
-        )
 
     def _longest(self) -> int:
         """A bound of the columns that any row sees."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agents.decoders import effective_weight
+from agents.decoders import StepByStep, effective_weight
 from agents.generation import choose
 from agents.ops import EVERYTHING, Activation, Chunk, Ops, Step
 
@@ -65,7 +65,7 @@ def _norm(module: Any) -> Callable[[], Tensor]:
     return lambda: module.weight.detach().float() + (1.0 if one_based else 0.0)
 
 
-class LlamaDecoder:
+class LlamaDecoder(StepByStep):
     """Llama, Mistral, Qwen2, Qwen3 and Gemma3: RMS norms, rotary positions, grouped queries, a gated MLP.
 
     Matrix products and the cache are in ``dtype``, residuals and norms in float32, as in training under autocast.
@@ -75,6 +75,7 @@ class LlamaDecoder:
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype, ops: Ops) -> None:
         self.ops, self.dtype = ops, dtype
         self._device = model.device
+        self.steps = 16 if model.device.type == "cuda" else 2
         body: Any = model.get_decoder()
         config = body.config
         self._body = body

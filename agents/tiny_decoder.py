@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agents.decoders import effective_weight
+from agents.decoders import StepByStep, effective_weight
 from agents.generation import choose
 from agents.ops import Chunk, Ops, Step, TorchOps
 from agents.tiny import rotary_phases
 
 
-class TinyDecoder:
+class TinyDecoder(StepByStep):
     """See ``agents.decoders.Decoder``. Weights are the model's own, but for those that adapters are on.
 
     It computes in float32 under autocast too: the model is too small for another type to be faster.
@@ -27,6 +27,7 @@ class TinyDecoder:
         self._model: Any = model
         self._config: Any = model.config
         self._device = model.device
+        self.steps = 16 if model.device.type == "cuda" else 2
         self.num_rows = self.capacity = 0
         self.sync()
 
@@ -115,16 +116,7 @@ class TinyDecoder:
     def sample(
         self, scores: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
     ) -> tuple[Tensor, Tensor]:
-        if temperature != 1 or top_p < 1 or uniforms is None:
-            return choose(self._logs(scores), uniforms, temperature, vocab_size, top_p)
-        cumulative = scores[:, :vocab_size].cumsum(dim=-1, dtype=torch.float64)
-        total = cumulative[:, -1:]
-        ids = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True).clamp_max_(vocab_size - 1)
-        return ids.squeeze(-1), (self._logs(scores.gather(-1, ids)) - total.log()).squeeze(-1).float()
-
-    @staticmethod
-    def _logs(probs: Tensor) -> Tensor:
-        return (probs + torch.finfo(probs.dtype).tiny).log()
+        return sample(scores, uniforms, temperature, vocab_size, top_p)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return F.embedding(token_ids, self._model.embed_tokens.weight) * math.sqrt(self._config.hidden_size)
@@ -171,6 +163,22 @@ class TinyDecoder:
         following = self._ids[:num_rows, 0, 1 : longest + 1, 0]
         vocabulary = F.linear(normed, self._model.lm_head.weight).softmax(dim=-1)
         return vocabulary.mul_(weights[:, :1]).scatter_add_(-1, following, weights[:, 1:])
+
+
+def sample(
+    probs: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """`agents.generation.choose` for probabilities (R, V), which need no logarithm of all words at temperature 1."""
+    if temperature != 1 or top_p < 1 or uniforms is None:
+        return choose(_logs(probs), uniforms, temperature, vocab_size, top_p)
+    cumulative = probs[:, :vocab_size].cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    ids = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True).clamp_max_(vocab_size - 1)
+    return ids.squeeze(-1), (_logs(probs.gather(-1, ids)) - total.log()).squeeze(-1).float()
+
+
+def _logs(probs: Tensor) -> Tensor:
+    return (probs + torch.finfo(probs.dtype).tiny).log()
 
 
 def _norm(x: Tensor, module: nn.RMSNorm) -> Tensor:

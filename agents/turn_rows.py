@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from agents import stop_tags
-from agents.decoders import Decoder
 from agents.ops import Step
+
+if TYPE_CHECKING:
+    from agents.decoders import Decoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen and when a turn ends; ``tag_table`` is that of `stop_tags`."""
+
+    tag_table: Tensor
+    temperature: float
+    greedy: bool
+    top_p: float
+    vocab_size: int
+    eos_id: int
 
 
 @dataclass
@@ -59,33 +74,22 @@ class TurnRows:
             x[targets] = x[sources]
         self.is_open[sources] = False
 
-    def take_step(
-        self,
-        decoder: Decoder,
-        *,
-        longest: int,
-        tag_table: Tensor,
-        temperature: float,
-        greedy: bool,
-        top_p: float,
-        vocab_size: int,
-        eos_id: int,
-    ) -> None:
+    def take_step(self, decoder: Decoder, sampling: Sampling, longest: int) -> None:
         """One token more for every open turn, and whether that ends it; nothing waits for the device.
 
-        ``longest`` bounds the columns that any row sees, its new one included; ``tag_table`` is that of `stop_tags`.
+        ``longest`` bounds the columns that any row sees, its new one included.
         """
         is_open = self.is_open.clone()
         step = Step(((self.lengths + 1) * is_open).int(), longest)
         scores = decoder.step(self.tokens, self.lengths, step)
         column = torch.where(is_open, self.counts, self.turn_length)[:, None]
-        points = None if greedy else self.uniforms.gather(1, column.clamp_max(self.turn_length - 1)).squeeze(1)
-        ids, logprobs = decoder.sample(scores, points, temperature, vocab_size, top_p)
+        points = None if sampling.greedy else self.uniforms.gather(1, column.clamp_max(self.turn_length - 1)).squeeze(1)
+        ids, logprobs = decoder.sample(scores, points, sampling.temperature, sampling.vocab_size, sampling.top_p)
         self.turn_tokens.scatter_(1, column, ids[:, None])
         self.turn_logprobs.scatter_(1, column, logprobs[:, None])
         self.counts += is_open
         self.lengths += is_open
-        self.tags.copy_(torch.where(is_open, tag_table[self.tags, ids].long(), self.tags))
+        self.tags.copy_(torch.where(is_open, sampling.tag_table[self.tags, ids].long(), self.tags))
         self.tokens.copy_(torch.where(is_open, ids, self.tokens))
-        has_ended = (self.tags == stop_tags.CLOSED) | (ids == eos_id) | (self.counts >= self.limits)
+        has_ended = (self.tags == stop_tags.CLOSED) | (ids == sampling.eos_id) | (self.counts >= self.limits)
         self.is_open &= ~has_ended

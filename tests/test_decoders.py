@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import small_models
 import torch
@@ -22,6 +24,9 @@ from agents import decoders
 from agents.decoders import effective_weight, make_chunk
 from agents.llama_decoder import LlamaDecoder
 from agents.ops import Step, TorchOps
+from agents.tiny import TinyConfig, TinyForCausalLM
+from agents.tiny_cpu_decoder import TinyCpuDecoder
+from agents.tiny_decoder import TinyDecoder
 
 VOCAB = 50
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -49,7 +54,13 @@ MODELS = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**COMMON, head_dim=16)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**COMMON, **GEMMA)),
     "tiny": lambda: small_models.tiny(VOCAB),
+    "tiny, in torch": lambda: small_models.tiny(VOCAB),
 }
+
+
+def load(model, request):
+    """The decoder that there is for a model; of the tiny one there are two on a CPU."""
+    return TinyDecoder(model) if request.node.callspec.params["model"] == "tiny, in torch" else decoders.load(model)
 
 
 @pytest.fixture(params=MODELS)
@@ -68,11 +79,11 @@ def log_probs(decoder, scores):
 
 
 @torch.no_grad()
-def test_rows_at_different_places_get_the_model_s_predictions(model):
+def test_rows_at_different_places_get_the_model_s_predictions(model, request):
     """Prompts in parts, rows of different lengths, a cache that is moved to more memory and a row to another."""
     ids = torch.randint(0, VOCAB, (4, 24), generator=torch.Generator().manual_seed(1))
     expected = model(input_ids=ids).logits.log_softmax(-1)
-    decoder = decoders.load(model)
+    decoder = load(model, request)
     decoder.allocate(3, 32)
     device = torch.device("cpu")
     decoder.prefill(torch.cat((ids[0, :9], ids[2, :4])), make_chunk([0, 2], [0, 0], [9, 4], device))
@@ -90,8 +101,8 @@ def test_rows_at_different_places_get_the_model_s_predictions(model):
 
 
 @torch.no_grad()
-def test_new_weights_are_taken_over(model):
-    decoder = decoders.load(model)
+def test_new_weights_are_taken_over(model, request):
+    decoder = load(model, request)
     generator = torch.Generator().manual_seed(2)
     for weight in model.parameters():
         weight += 0.1 * torch.randn(weight.shape, generator=generator)
@@ -101,6 +112,43 @@ def test_new_weights_are_taken_over(model):
     found = log_probs(decoder, decoder.step(token, position, Step(torch.tensor([1], dtype=torch.int32), 1)))
     expected = model(input_ids=token[None]).logits[0].log_softmax(-1)
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
+
+
+def test_a_cpu_has_the_compiled_decoder_of_the_tiny_model():
+    assert isinstance(decoders.load(small_models.tiny(VOCAB)), TinyCpuDecoder)
+    odd = TinyForCausalLM(TinyConfig(vocab_size=VOCAB, hidden_size=12, num_attention_heads=2))
+    assert isinstance(decoders.load(odd), TinyDecoder)
+
+
+@torch.no_grad()
+def test_threads_change_nothing_but_rounding():
+    """Many more tokens than a tile holds, in runs that the threads share."""
+    ids = torch.randint(0, VOCAB, (40, 12), generator=torch.Generator().manual_seed(3))
+    chunk = make_chunk(range(40), [0] * 40, [12] * 40, torch.device("cpu"))
+    positions = torch.full((40,), 12)
+    found = []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            decoder = decoders.load(small_models.tiny(VOCAB))
+            decoder.allocate(40, 16)
+            decoder.prefill(ids.flatten(), chunk)
+            found.append(decoder.step(ids[:, 0], positions, Step((positions + 1).int(), 13)).clone())
+        finally:
+            torch.set_num_threads(before)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_that_are_no_numbers_are_seen_in_what_is_sampled():
+    """Machine code that takes numbers for finite would hide them."""
+    model = small_models.tiny(VOCAB)
+    with torch.no_grad():
+        model.blocks[0].up.weight[0, 0] = math.nan
+    decoder = decoders.load(model)
+    decoder.allocate(1, 4)
+    probs = decoder.step(torch.tensor([5]), torch.tensor([0]), Step(torch.tensor([1], dtype=torch.int32), 1))
+    assert probs.isnan().all()
 
 
 def test_models_that_are_not_known_have_no_decoder():

@@ -13,6 +13,7 @@ from test_generation import CODEC, PADDED
 from agents.fast_generation import FastGenerator
 from agents.generation import CachedGenerator, make_generator
 from agents.llama_decoder import LlamaDecoder
+from agents.tiny_decoder import TinyDecoder
 from search_gym.errors import OptionError
 
 PROMPT = np.array([7, 8, 7, 6, 8, 8, 7, 7, 6, 8, 7, 8])
@@ -69,17 +70,21 @@ def assert_same(some, others):
     steps=st.integers(1, 5),
     share=st.sampled_from([0.01, 0.5, 1.0]),
     prefill_tokens=st.sampled_from([1, 10, 1000]),
-    name=st.sampled_from(["llama", "sliding", "tiny"]),
+    name=st.sampled_from(["llama", "sliding", "tiny", "tiny in torch"]),
 )
 def test_neither_slots_nor_the_schedule_change_what_is_sampled(seed, num_slots, steps, share, prefill_tokens, name):
-    model = getattr(small_models, name)(PADDED)
-    options = {"steps": steps, "share": share, "prefill_tokens": prefill_tokens}
+    model = getattr(small_models, name.split()[0])(PADDED)
+    decoder = TinyDecoder(model) if name == "tiny in torch" else None
+    options = {"steps": steps, "share": share, "prefill_tokens": prefill_tokens, "decoder": decoder}
     found = play(FastGenerator(model, CODEC, **options), seed, num_slots)
     assert_same(found, play(CachedGenerator(model, CODEC), seed))
 
 
-def test_top_p_is_that_of_the_simple_engine(model):
-    engines = [make_generator(model, CODEC, engine=name, top_p=0.6) for name in ("fast", "simple")]
+@pytest.mark.parametrize("name", ["llama", "tiny"])
+@pytest.mark.parametrize("options", [{"top_p": 0.6}, {"temperature": 0.7}, {"greedy": True}])
+def test_ways_of_sampling_are_those_of_the_simple_engine(name, options):
+    model = getattr(small_models, name)(PADDED)
+    engines = [make_generator(model, CODEC, engine=engine, **options) for engine in ("fast", "simple")]
     assert_same(*(play(engine, 5) for engine in engines))
 
 

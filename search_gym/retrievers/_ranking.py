@@ -50,6 +50,9 @@ def pick(documents: Sequence[Document], indices: Sequence[int], scores: Sequence
 
 def best(scores: npt.NDArray[np.floating], k: int) -> list[int]:
     """Indices of the at most ``k`` highest of ``scores`` (n,) above 0, best first, ties by index."""
+    if k == 1:
+        first = int(scores.argmax())
+        return [first] if scores[first] > 0 else []
     found = np.flatnonzero(scores > 0)
     if found.size > k:
         kth_highest = np.partition(scores[found], -k)[-k]
