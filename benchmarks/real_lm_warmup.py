@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.completion import Completer, Prompt
 from agents.supervised import Example, example_of
 from benchmarks.real_lm_envs import Method
 from search_gym import Document, Question, SearchVectorEnv
+from search_gym.completion import Completer, Prompt
 from search_gym.errors import OptionError, RetrievalError
 from search_gym.rewards import normalize_answer
 

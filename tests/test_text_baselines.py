@@ -25,15 +25,14 @@ from agents.baselines.critique import (
     support_score,
     utility_score,
 )
-from agents.baselines.prompting.search_r1 import close_tag
 from agents.baselines.prompting.self_rag import RELEVANT, RETRIEVE, SUPPORTED, USEFUL, letters
 from agents.baselines.prompting.self_rag_tokens import CONTROL, plain
 from agents.baselines.prompts import EXAMPLES, ask, sentences, short_answer, show, take_examples
 from agents.baselines.run import load_method
 from agents.baselines.text_agent import Turn, describe_episode, encode_turn, play_wave, read_documents
-from agents.completion import Completion, CompletionError, Prompt, cut_at
 from agents.local_completion import LocalCompleter
 from search_gym import ByteCodec, Document, HFCodec, Question, SearchVectorEnv, plugins
+from search_gym.completion import Completion, CompletionError, Prompt, close_tag, cut_at
 from search_gym.errors import CodecError, OptionError, SearchGymError, UnknownNameError
 from search_gym.tags import INFORMATION_END, INFORMATION_START, closes_turn, format_documents, parse_turn
 

@@ -18,9 +18,10 @@ from rich.console import Console
 from scripted_server import Reply, ScriptedServer, chat_reply
 
 from agents.baselines.run import BYTES_PER_TOKEN, PromptingConfig, main
-from agents.endpoint import EndpointConfig, EndpointError
+from agents.endpoint import EndpointConfig
 from agents.transcripts import METRICS
 from search_gym import ByteCodec, tinywiki
+from search_gym.endpoint import EndpointError
 from search_gym.errors import OptionError, UnknownNameError
 
 ROOT = Path(__file__).parents[1]

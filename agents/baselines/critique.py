@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agents.completion import Completion, CompletionError
+from search_gym.completion import Completion, CompletionError
 from search_gym.errors import OptionError
 
 UTILITIES = (-1.0, -0.5, 0.0, 0.5, 1.0)

@@ -21,8 +21,7 @@ from rich.console import Console
 
 from agents.baselines import prompting
 from agents.baselines.text_agent import TextAgent, TextEpisode, describe_episode, play_wave
-from agents.completion import Completer
-from agents.endpoint import EndpointCompleter, EndpointConfig
+from agents.endpoint import EndpointConfig
 from agents.evaluate import estimate, question_progress, table_of, to_plain
 from agents.local_completion import LocalCompleter
 from agents.models import choose_device, load_model
@@ -30,6 +29,8 @@ from agents.runlog import command_line, to_jsonable, write_config, write_json, w
 from agents.tasks import REAL_TEXT, EnvConfig, make_envs, reuse
 from search_gym import plugins
 from search_gym.codec import ByteCodec, TokenCodec
+from search_gym.completion import Completer
+from search_gym.endpoint import EndpointCompleter
 from search_gym.errors import OptionError
 from search_gym.task import load_codec
 

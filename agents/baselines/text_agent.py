@@ -15,11 +15,11 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from agents.completion import Completer, Completion, Prompt
 from agents.rollout import Rollout, TurnEvent
 from agents.transcripts import describe
 from search_gym import SearchVectorEnv, TokenCodec
 from search_gym.codec import TokenIds
+from search_gym.completion import Completer, Completion, Prompt
 from search_gym.errors import CodecError, OptionError, SearchGymError
 from search_gym.tags import closes_turn, neutralise
 

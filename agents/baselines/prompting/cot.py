@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from agents.baselines.prompts import ANSWER_IS, Example, ask, short_answer, take_examples
 from agents.baselines.text_agent import Script, answer, complete
-from agents.completion import Prompt
+from search_gym.completion import Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from agents.baselines.prompts import (
     take_examples,
 )
 from agents.baselines.text_agent import Script, answer, complete, read_documents, search
-from agents.completion import Prompt
+from search_gym.completion import Prompt
 
 MAX_PASSAGES = 15
 """Passages that are kept, the paper's number; once it is reached no more are searched for."""

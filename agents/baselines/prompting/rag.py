@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from agents.baselines.prompts import Example, ask, short_answer, show, take_examples
 from agents.baselines.text_agent import Script, answer, complete, read_documents, search
-from agents.completion import Prompt
+from search_gym.completion import Prompt
 
 INSTRUCTION = (
     "Answer the question with a name, a number, yes or no, and nothing else. The passages above it may help; some of "

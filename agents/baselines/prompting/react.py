@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from agents.baselines.prompts import Example, ask, take_examples
 from agents.baselines.text_agent import Script, answer, complete, search, write
-from agents.completion import Prompt
+from search_gym.completion import Prompt
 from search_gym.tags import neutralise
 
 _ACTION = re.compile(r"\s*(search|finish)\s*\[(.*)\]", re.IGNORECASE)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from agents.baselines.text_agent import Script, complete, write
-from agents.completion import Prompt
-from search_gym.tags import closes_turn, search_r1_prompt
+from search_gym.completion import TURN_ENDS, Prompt, close_tag
+from search_gym.tags import search_r1_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +27,9 @@ class SearchR1:
         reply = ""
         while True:
             prompt = Prompt(self.prompt(question), reply)
-            (said,) = yield from complete(prompt, stop=["</search>", "</answer>"])
+            (said,) = yield from complete(prompt, stop=TURN_ENDS)
             text = close_tag(said.text) if said.finish_reason == "stop" else said.text
             reply += text + (yield from write(text))
-
-
-def close_tag(text: str) -> str:
-    """``text`` with the closing tag of the search or answer that it leaves open, which was a stop string."""
-    opened = {name: text.rfind(f"<{name}>") for name in ("search", "answer")}
-    name = max(opened, key=lambda name: opened[name])
-    return text if opened[name] < 0 or closes_turn(text) else f"{text}</{name}>"
 
 
 def make(*, max_searches: int, num_examples: int) -> SearchR1:

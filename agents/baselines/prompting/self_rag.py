@@ -16,7 +16,7 @@ from typing import NoReturn
 from agents.baselines.critique import Weights, normalised, segment_scores
 from agents.baselines.prompts import ANSWER_IS, Example, Passage, ask, sentences, short_answer, show, take_examples
 from agents.baselines.text_agent import Script, answer, complete, read_documents, score_options, search
-from agents.completion import Prompt
+from search_gym.completion import Prompt
 
 RETRIEVE = ("yes, a fact is missing", "no, everything that is needed is known")
 RELEVANT = ("yes, it helps to answer the question", "no, it is about something else")

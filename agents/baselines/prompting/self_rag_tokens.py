@@ -18,7 +18,7 @@ from typing import NoReturn
 from agents.baselines.critique import Weights, normalised, segment_scores
 from agents.baselines.prompts import Passage, short_answer
 from agents.baselines.text_agent import Script, answer, complete, read_documents, score_options, search
-from agents.completion import Prompt
+from search_gym.completion import Prompt
 
 RETRIEVE = ("[Retrieval]", "[No Retrieval]")
 RELEVANT = ("[Relevant]", "[Irrelevant]")

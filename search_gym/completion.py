@@ -1,6 +1,6 @@
 """Text in, text out: what a prompting method asks of a language model.
 
-`agents.local_completion` runs the model in this process, `agents.endpoint` asks an OpenAI-compatible server.
+`search_gym.endpoint` asks an OpenAI-compatible server; ``agents.local_completion`` runs a model in its own process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from search_gym.errors import OptionError, SearchGymError
+from search_gym.tags import closes_turn
+
+TURN_ENDS = ("</search>", "</answer>")
+"""Stop strings of a model that writes the environment's grammar itself; see `close_tag`."""
 
 
 class CompletionError(SearchGymError, RuntimeError):
@@ -77,6 +81,16 @@ def cut_at(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """``text`` up to the first of the ``stop`` strings in it, and whether there was one."""
     found = [position for string in stop if (position := text.find(string)) >= 0]
     return (text[: min(found)], True) if found else (text, False)
+
+
+def close_tag(text: str) -> str:
+    """``text`` with the closing tag of the search or answer that it leaves open, which was a stop string.
+
+    A server does not tell a stop string from an EOS, so a model that ends its text within a tag has it closed, too.
+    """
+    opened = {name: text.rfind(f"<{name}>") for name in ("search", "answer")}
+    name = max(opened, key=lambda name: opened[name])
+    return text if opened[name] < 0 or closes_turn(text) else f"{text}</{name}>"
 
 
 def check_request(stop: Sequence[str], max_tokens: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from agents.completion import Completion, CompletionError, Prompt, cut_at
+from search_gym.completion import Completion, CompletionError, Prompt, cut_at
 from search_gym.errors import SearchGymError
 
 Api = Literal["chat", "completions"]
@@ -90,7 +90,7 @@ def option_logprobs_of(found: Mapping[str, float], options: Sequence[str]) -> tu
     if not any(totals):
         raise EndpointError(
             f"expected one of {tuple(options)} among the endpoint's most probable tokens, got {sorted(found)!r:.200}; "
-            "do: take a model that follows the instruction, or --model, which scores every option exactly"
+            "do: take a model that follows the instruction, or run it in this process, which scores each option"
         )
     return tuple(math.log(total) if total else -math.inf for total in totals)
 
@@ -111,8 +111,8 @@ def _get(values: Mapping[str, Any], key: str, kind: type[T]) -> T:
 
 def _no_logprobs(choice: Mapping[str, Any]) -> EndpointError:
     return EndpointError(
-        f"expected log-probabilities, which the method self_rag scores with, got none in {start_of(choice)}; "
-        "do: ask a server that offers them (vLLM, SGLang and llama.cpp do), or use --model"
+        f"expected log-probabilities, got none in {start_of(choice)}; "
+        "do: ask a server that offers them (vLLM, SGLang and llama.cpp do), or run the model in this process"
     )
 
 
