@@ -106,7 +106,7 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     pyarrow, parquet = require("pyarrow", extra="data"), require("pyarrow.parquet", extra="data")
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
-    arrays = {name: pyarrow.array(_of_one_type(values)) for name, values in columns.items()}
+    arrays = {name: _column(pyarrow, values) for name, values in columns.items()}
     temporary = path.with_name(path.name + ".tmp")
     parquet.write_table(pyarrow.table(arrays), temporary, compression="zstd")
     temporary.replace(path)
@@ -147,7 +147,9 @@ def _identity(run: Run) -> dict[str, Any]:
     return {"cell": cell.name, "algorithm": cell.algorithm, **factors, "seed": run.seed}
 
 
-def _of_one_type(values: list[Any]) -> list[Any]:
-    """A column of whole numbers and others becomes one of floating-point numbers."""
+def _column(pyarrow: Any, values: list[Any]) -> Any:
+    """Numbers that are not whole are stored with seven digits, which is more than any of them is worth."""
     kinds = {type(value) for value in values if value is not None}
-    return [None if v is None else float(v) for v in values] if kinds == {int, float} else values
+    if float in kinds and kinds <= {int, float}:
+        return pyarrow.array([None if v is None else float(v) for v in values], type=pyarrow.float32())
+    return pyarrow.array(values)
