@@ -30,7 +30,7 @@ from agents.policy import CausalLMWithValueHead
 from agents.trainer import Trainer
 from benchmarks.collapse import __main__ as command
 from benchmarks.collapse import warm_up
-from benchmarks.collapse.__main__ import CollapseConfig, alone_in, choose
+from benchmarks.collapse.__main__ import CollapseConfig, alone_in, at_most_every, choose
 from benchmarks.collapse.estimate import Estimate, clock, expected_seconds
 from benchmarks.collapse.factors import FORMAT_WARMED
 from benchmarks.collapse.folder import read_study, write_study
@@ -358,6 +358,17 @@ def test_commands_can_be_printed_for_an_array_of_jobs(tmp_path: Path, capsys: py
     runs = load(find("quick")).select([], [2]).runs()
     assert lines == [["nice", *command_of(run, tmp_path)] for run in runs]
     assert read_study(tmp_path) == load(find("quick"))
+
+
+def test_tables_are_not_written_all_the_time() -> None:
+    calls: list[int] = []
+    often, seldom = (at_most_every(seconds, lambda: calls.append(1)) for seconds in (0.0, 1e9))
+    for _ in range(3):
+        often()
+    assert len(calls) == 3
+    for _ in range(3):
+        seldom()
+    assert len(calls) == 4
 
 
 def test_options_that_exclude_each_other_are_named(tmp_path: Path) -> None:

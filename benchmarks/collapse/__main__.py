@@ -7,9 +7,9 @@
     python -m benchmarks.collapse --list                # its cells, how far they are, and how long the rest takes
 
 Every run is a process of its own in ``RUN_DIR/runs/CELL/seed-N``. Stop the study whenever you like and give the same
-command again: what is finished is kept, and what was interrupted goes on where it was. At the end, and whenever it is
-stopped, ``RUN_DIR`` holds ``study.json``, ``runs.jsonl`` (a row for each run) and ``table.parquet`` (a row for each
-update), and what is made of them: ``analysis.json`` and ``report.html``.
+command again: what is finished is kept, and what was interrupted goes on where it was. ``RUN_DIR`` holds ``study.json``,
+``runs.jsonl`` (a row for each run) and ``table.parquet`` (a row for each update), which grow while the study goes on, and
+at the end what is made of them: ``analysis.json`` and ``report.html``.
 
 On a cluster, ``--launcher "srun --ntasks=1 --cpus-per-task=1 {command}" --jobs 200`` starts every run with a command of
 yours, or ``--commands`` prints them all for an array of jobs.
@@ -18,10 +18,12 @@ yours, or ``--commands`` prints them all for an array of jobs.
 from __future__ import annotations
 
 import fcntl
+import math
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,9 @@ from benchmarks.collapse.schedule import Outcome, run_all
 from benchmarks.collapse.study import Study, find, load
 from benchmarks.collapse.table import status_of, write_tables
 from search_gym.errors import OptionError, SearchGymError
+
+TABLE_SECONDS = 60.0
+"""Tables are written anew while runs go on, but no more often."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,13 @@ def run(config: CollapseConfig, console: Console | None = None) -> Outcome:
                 display = ProgressDisplay(left, folder, jobs=config.jobs, estimate=estimate, console=console)
                 with interruptible(), display:
                     outcome = run_all(
-                        left, folder, jobs=config.jobs, launcher=launcher, watcher=display, retries=config.retries
+                        left,
+                        folder,
+                        jobs=config.jobs,
+                        launcher=launcher,
+                        watcher=display,
+                        retries=config.retries,
+                        on_end=at_most_every(TABLE_SECONDS, lambda: write_tables(whole, folder)),
                     )
         finally:
             finished = write_tables(whole, folder)
@@ -183,6 +194,19 @@ def table_of(study: Study, folder: Path, jobs: int) -> Table:
             clock(seconds * len(own)),
         )  # fmt: skip
     return table
+
+
+def at_most_every(seconds: float, function: Callable[[], object]) -> Callable[[], None]:
+    """``function``, except for calls that come sooner than ``seconds`` after one that was not left out."""
+    last = -math.inf
+
+    def call() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            function()
+
+    return call
 
 
 @contextmanager
