@@ -7,9 +7,9 @@
     python -m benchmarks.collapse --list                # its cells, how far they are, and how long the rest takes
 
 Every run is a process of its own in ``RUN_DIR/runs/CELL/seed-N``. Stop the study whenever you like and give the same
-command again: what is finished is kept, and what was interrupted goes on where it was. ``RUN_DIR`` holds ``study.json``,
-``runs.jsonl`` (a row for each run) and ``table.parquet`` (a row for each update), which grow while the study goes on, and
-at the end what is made of them: ``analysis.json`` and ``report.html``.
+command again: what is finished is kept, and what was interrupted goes on where it was. ``RUN_DIR`` holds
+``study.json``, ``runs.jsonl`` (a row for each run) and ``table.parquet`` (a row for each update), which grow while the
+study goes on, and at the end what is made of them: ``analysis.json`` and ``report.html``.
 
 On a cluster, ``--launcher "srun --ntasks=1 --cpus-per-task=1 {command}" --jobs 200`` starts every run with a command of
 yours, or ``--commands`` prints them all for an array of jobs.
