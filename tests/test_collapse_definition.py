@@ -9,7 +9,7 @@ from benchmarks.collapse.definition import DEFAULT, Definition, collapse_update,
 from search_gym.errors import OptionError
 
 CURVES = st.lists(st.integers(0, 120).map(lambda n: n / 120), min_size=1, max_size=60)
-SHORT = Definition(window=1, patience=3)
+SHORT = Definition(window=1, patience=3, floor=0.2)
 
 
 def test_example_worked_by_hand():
@@ -76,7 +76,7 @@ def test_what_follows_cannot_undo_a_collapse(em, more):
 @given(CURVES, st.integers(1, 8), st.floats(0.05, 0.5))
 def test_stricter_definitions_find_fewer_and_later(em, patience, fraction):
     loose = collapse_update(em, Definition(patience=patience, fraction=fraction + 0.4))
-    for strict in (
+    for strict in (  # each in one number
         Definition(patience=patience + 2, fraction=fraction + 0.4),
         Definition(patience=patience, fraction=fraction),
         Definition(patience=patience, fraction=fraction + 0.4, floor=0.5),
@@ -111,5 +111,5 @@ def test_errors():
 
 
 def test_words_hold_the_numbers():
-    for number in ("last 5", "0.5 of", "5 updates", "0.2", "0.75"):
+    for number in ("last 5", "0.5 of", "5 updates", "0.1;", "0.75"):
         assert number in DEFAULT.words

@@ -34,8 +34,9 @@ class Definition:
     """Part of the best such mean so far, below which the mean counts as low."""
     patience: int = 5
     """Updates in a row that have to be low."""
-    floor: float = 0.2
-    """Least best mean from which there is something to lose. A run that never gets there has never learned."""
+    floor: float = 0.1
+    """Least best mean from which there is something to lose, as in `agents.health`. A run that never gets there
+    has never learned."""
     recovery: float = 0.75
     """Part of the best mean before the collapse that the mean has to regain, for ``patience`` updates in a row."""
 
@@ -76,6 +77,16 @@ class Outcome:
     """The last mean."""
     recovered: int | None
     """First update at which a collapsed run had recovered."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it collapsed or never learned."""
+        return self.kind != "kept"
+
+    @property
+    def ended_at_zero(self) -> bool:
+        """Whether no episode at all was right at the end: then groups are tied, and little can bring the run back."""
+        return self.final == 0.0
 
 
 def smoothed(em: Sequence[float] | Curve, window: int = DEFAULT.window) -> Curve:
