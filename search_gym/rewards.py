@@ -168,14 +168,11 @@ def _tag_form(text: str) -> Literal["search", "nested", "answer"] | None:
 class FormatReward:
     """Exact match with partial credit for structure (Search-R1 v0.3, arXiv 2505.15117).
 
-    ============  ==========================================  ================
-    ..            `has_valid_structure`                       not
-    ============  ==========================================  ================
-    answer right  1                                           1 - structure
-    answer wrong  structure (+ retrieval, if an answer was    final
-                  in what a search retrieved)
-    no answer     structure (+ retrieval)                     0
-    ============  ==========================================  ================
+    | | `has_valid_structure` | not |
+    |---|---|---|
+    | answer right | 1 | 1 - structure |
+    | answer wrong | structure (+ retrieval, if an answer was in what a search retrieved) | final |
+    | no answer | structure (+ retrieval) | 0 |
 
     The lower left cell stands for completeness: a valid structure ends with an answer.
 

@@ -3,14 +3,12 @@
 Every entity has a name of two words, one from each of its type's two pools, so a word tells the type. One half of each
 pool belongs to training and the other to test:
 
-============  =====================================================  ==========================================
-split         name words                                             names
-============  =====================================================  ==========================================
-train         training half x training half                          the grid less a band of diagonals
-validation    training half x training half                          that band: new names made of known words
-test          test half x test half                                  new names made of new words
-pretrain      training half x test half, test half x training half   all words, none of the other splits' names
-============  =====================================================  ==========================================
+| split | name words | names |
+|---|---|---|
+| train | training half x training half | the grid less a band of diagonals |
+| validation | training half x training half | that band: new names made of known words |
+| test | test half x test half | new names made of new words |
+| pretrain | training half x test half, test half x training half | all words, none of the other splits' names |
 """
 
 from __future__ import annotations
