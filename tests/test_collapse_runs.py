@@ -23,10 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from agents import ppo
+from agents import dapo, ppo
 from agents.checkpoint import load_policy
 from agents.diagnostics import sampled_behaviour
+from agents.metrics import rollout_metrics
 from agents.policy import CausalLMWithValueHead
+from agents.rollout import Rollout
 from agents.trainer import Trainer
 from benchmarks.collapse import __main__ as command
 from benchmarks.collapse import warm_up
@@ -155,6 +157,32 @@ def test_what_a_trainer_without_an_information_mask_trains_on(tmp_path: Path) ->
     assert (batch.old_logprobs[written] < 0).all()
     assert not batch.old_logprobs[~right.response_mask].any()
     assert torch.equal(batch.rewards, right.rewards)
+
+
+def test_dapo_is_judged_by_all_that_it_sampled(tmp_path: Path) -> None:
+    """It trains on groups alone whose episodes differ, and often finds none; its rows say how all of them did."""
+    study = small({"max_rounds": 2}, algorithms=("dapo",))
+    config = config_of(study.cells[0], 1, tmp_path)
+    collected: list[Rollout] = []
+
+    class Counting(make_trainer((), lambda update, policy: None)):  # type: ignore[misc]
+        def collect(self) -> list[Rollout]:
+            rollouts = super().collect()
+            collected.extend(rollouts)
+            return rollouts
+
+    with using(Counting, dapo):
+        dapo.train(config)
+    found = [
+        json.loads(line) for line in (tmp_path / "runs/dapo-max-rounds-2/seed-1/metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["update"] for row in found] == [1, 2]
+    parts = [collected[:32], collected[32:]]
+    assert any("loss/policy" not in row for row in found)  # the base model earns too little for every update
+    for row, part in zip(found, parts, strict=True):
+        assert {k: row[k] for k in rollout_metrics(part)} == pytest.approx(rollout_metrics(part))
+        groups = [{r.reward for r in part[i : i + 4]} for i in range(0, len(part), 4)]
+        assert row["rollout/zero_variance_groups"] == pytest.approx(np.mean([len(group) == 1 for group in groups]))
 
 
 def test_the_trainer_of_an_algorithm_is_put_back() -> None:

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import torch
 
-from agents.behaviour import valid_structure
+from agents.behaviour import behaviour_metrics, valid_structure
+from agents.metrics import rollout_metrics, zero_variance_groups
 from agents.policy import CausalLMPolicy, TokenEvaluation, TokenScores
 from agents.rollout import Rollout, RolloutBatch
 from agents.trainer import Trainer
@@ -25,6 +26,9 @@ def make_trainer(looks: Sequence[int], look: Look, *, train_on_documents: bool =
     ``train_on_documents`` is the fault of trainers without an information mask: what the environment wrote counts as
     sampled, in advantages, losses and statistics. What these tokens' log-probabilities were at sampling is asked of the
     policy that sampled, since no sampler has it.
+
+    Metrics of behaviour are those of all episodes of an update, and an update that finds nothing to train on has a row
+    of them: a run that has collapsed must not go unseen because its algorithm leaves out what it fails at.
     """
 
     class StudyTrainer(Trainer):
@@ -32,7 +36,13 @@ def make_trainer(looks: Sequence[int], look: Look, *, train_on_documents: bool =
             for update in super().updates():
                 if update in looks:
                     look(update, self.policy)
+                self.collected: list[Rollout] = []
                 yield update
+
+        def collect(self) -> list[Rollout]:
+            rollouts = super().collect()
+            self.collected += rollouts
+            return rollouts
 
         def collate(self, rollouts: Sequence[Rollout]) -> RolloutBatch:
             batch = super().collate(rollouts)
@@ -43,6 +53,17 @@ def make_trainer(looks: Sequence[int], look: Look, *, train_on_documents: bool =
             old = torch.where(batch.loss_mask, batch.old_logprobs, torch.where(response, scored, 0.0))
             return replace(batch, loss_mask=response, old_logprobs=old)
 
+        def behaviour(self) -> dict[str, float]:
+            """What all episodes of the update come to, those included that an algorithm does not train on."""
+            metrics = {
+                **rollout_metrics(self.collected),
+                **behaviour_metrics(self.collected),
+                "rollout/valid_structure": valid_structure(self.collected, self.codec),
+            }
+            if self.config.group_size > 1:
+                metrics["rollout/zero_variance_groups"] = zero_variance_groups(super().collate(self.collected))
+            return metrics
+
         def record(
             self,
             rollouts: Sequence[Rollout],
@@ -50,8 +71,11 @@ def make_trainer(looks: Sequence[int], look: Look, *, train_on_documents: bool =
             old: TokenScores | TokenEvaluation,
             metrics: Mapping[str, float] | None = None,
         ) -> None:
-            more = {"rollout/valid_structure": valid_structure(rollouts, self.codec)}
-            super().record(rollouts, batch, old, {**more, **(metrics or {})})
+            super().record(rollouts, batch, old, {**self.behaviour(), **(metrics or {})})
+
+        def skip(self) -> None:
+            self.log.write({"update": self.update + 1, **self.behaviour()})
+            super().skip()
 
     return StudyTrainer
 
