@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := agents,bm25,data,dense,gguf,http,lora,onnx,server,study,test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all docs lint base clean help
+.PHONY: demo test test-all test-adapters docs lint base clean help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -38,6 +38,9 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt
 
 docs: $(VENV)/.installed-docs  ## build the documentation, to be read from site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test-adapters: $(VENV)/.installed  ## test the adapters, each in an environment of its own with its library
+	$(BIN)/python -m benchmarks.peers.venvs --tests
 
 base: $(VENV)/.installed  ## remake the shipped base model of the tiny policy
 	$(BIN)/python -m agents.pretrain --output-dir agents/assets/tiny-base

