@@ -55,7 +55,7 @@ def study(cells: Sequence[Mapping], records: Sequence[Record], groups: Sequence[
             name: {
                 "label": name.replace("_", " "),
                 "levels": [*dict.fromkeys(cell["levels"].get(name) for cell in cells)],
-                "center": CENTER.get(name),
+                "center": {**CENTER, "value_mask": True}[name],
             }
             for name in sorted(names)
         },

@@ -53,7 +53,7 @@ def test_improvement_is_the_share_of_pairs(ones, others):
 def test_bootstrap_draws_whole_runs():
     """Two tasks that cancel in every run leave nothing to vary."""
     scores = np.array([[0.1, 0.9], [0.4, 0.6], [0.0, 1.0]])
-    assert bootstrap(lambda x: float(x.mean()), scores) == pytest.approx((0.5, 0.5, 0.5))
+    assert bootstrap(lambda x: x.mean((-2, -1)), scores) == pytest.approx((0.5, 0.5, 0.5))
     assert bootstrap(iqm, scores[:1]) == (0.5, None, None)
 
 
@@ -68,14 +68,17 @@ def test_student():
     half = 4.302652729911275 * np.std(values, ddof=1) / math.sqrt(3)
     assert student(values) == pytest.approx((0.7 / 3, 0.7 / 3 - half, 0.7 / 3 + half))
     assert student([0.3]) == (0.3, None, None)
+    assert student([0.3, 0.4]) == (0.35, None, None)
     assert student([0.3, 0.3]) == (0.3, None, None)
 
 
 def test_shares():
     # Clopper-Pearson for none of five: 1 - 0.025 ** (1 / 5).
     assert share(0, 5) == pytest.approx((0.0, 0.0, 1 - 0.025**0.2))
-    # Newcombe 1998, table II: 56/70 against 48/80, method 10.
-    assert share_difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    # Agresti and Caffo: Wald's interval with one success and one failure more on each side.
+    middle, half = 4 / 7 - 1 / 7, 1.959964 * math.sqrt((4 / 7 * 3 / 7 + 1 / 7 * 6 / 7) / 7)
+    assert share_difference(3, 5, 0, 5) == pytest.approx((0.6, middle - half, middle + half), abs=1e-6)
+    assert share_difference(5, 5, 0, 5).high == 1.0
     assert share(0, 0).low is None
     assert share_difference(1, 1, 0, 0).low is None
 

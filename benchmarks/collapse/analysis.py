@@ -68,8 +68,9 @@ def analysis_of(data: StudyData) -> dict[str, Any]:
     return {
         "study": {
             name: study.get(name)
-            for name in ("name", "title", "command", "commit", "machine", "torch", "budget", "evaluation", "seeds")
+            for name in ("name", "title", "commit", "machine", "torch", "budget", "evaluation", "seeds", "center")
         },
+        "factors": study["factors"],
         "commits": sorted({record.commit for record in data.records if record.commit}),
         "definition": {"words": DEFAULT.words, **asdict(DEFAULT)},
         "coverage": coverage(data),
@@ -78,6 +79,7 @@ def analysis_of(data: StudyData) -> dict[str, Any]:
         "levels": levels(data),
         "algorithms": effects.algorithm_effects(data),
         "effects": effects.effects(data),
+        "trends": main_effects.trends(data),
         "fraction": main_effects.fraction(data),
         "indicators": indicators.evaluate_all(data.records),
         "collapse_after_peak": indicators.time_from_peak(data.records).plain(1),
@@ -151,8 +153,7 @@ def curve(records: Sequence[Record]) -> dict[str, list[float]]:
     means = np.array([smoothed(record.em)[:length] for record in records])
     rng = np.random.default_rng(0)
     drawn = means[rng.integers(len(records), size=(500, len(records)))]
-    middles = np.array([_trimmed(sample) for sample in drawn])
-    low, high = np.quantile(middles, (0.025, 0.975), axis=0)
+    low, high = np.quantile(_trimmed(drawn), (0.025, 0.975), axis=0)
     parts = {"mean": _trimmed(means), "low": low, "high": high}
     return {"update": [*range(1, length + 1)], **{name: [*values.round(4).tolist()] for name, values in parts.items()}}
 
@@ -249,10 +250,8 @@ def _iqm(values: Sequence[float]) -> Interval:
 
 
 def _trimmed(values: Scores) -> Scores:
-    """The interquartile mean of (runs, updates) over runs, as `estimates.iqm` takes it."""
-    ordered = np.sort(values, axis=0)
-    cut = len(values) // 4
-    return ordered[cut : len(values) - cut].mean(0)
+    """The interquartile mean of (..., runs, updates) over runs."""
+    return iqm(np.moveaxis(values, -1, -2)[..., None])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Every comparison is of pairs: two runs of one seed, and so of one stream of ques
 thing. Several such pairs of cells, "settings", may be pooled.
 
 What decides: for exact match, Student's interval over seeds, each of which gives the mean of its differences; for the
-probability of a collapse, Newcombe's interval for one setting and Student's over seeds for several. Hazard ratios
+probability of a collapse, Agresti and Caffo's interval of the counts for one setting and Student's over seeds for
+several (the counts' where there are too few seeds for Student's). Hazard ratios
 (Cox with Firth's penalty, settings as covariates), interquartile means and the probability of improvement (bootstrap)
 stand beside and decide nothing.
 """
@@ -114,7 +115,9 @@ def mean_difference(pairs: Sequence[Pair], measure: str) -> Interval:
     counts = [round(sum(map(MEASURES[measure], side))) for side in _sides(pairs)]
     pooled = share_difference(counts[0], len(pairs), counts[1], len(pairs))
     found = student(values)
-    return pooled if len({pair.setting for pair in pairs}) == 1 or found.low is None else found
+    if len({pair.setting for pair in pairs}) == 1 or found.low is None or found.high is None:
+        return pooled
+    return Interval(found.estimate, max(-1.0, found.low), min(1.0, found.high))
 
 
 def effect(data: StudyData, contrast: Contrast) -> dict[str, Any] | None:
@@ -132,7 +135,7 @@ def effect(data: StudyData, contrast: Contrast) -> dict[str, Any] | None:
         "factor": contrast.factor,
         "level": contrast.level,
         "reference": contrast.reference,
-        "cells": [[setting.one, setting.other] for setting in contrast.settings],
+        "cells": [[contrast.settings[i].one, contrast.settings[i].other] for i in sorted({p.setting for p in pairs})],
         "n": len(pairs),
         "seeds": sorted({pair.one.seed for pair in pairs}),
         "collapsed": [collapsed, collapsed_other],
@@ -142,7 +145,7 @@ def effect(data: StudyData, contrast: Contrast) -> dict[str, Any] | None:
         "failure": mean_difference(pairs, "failure").plain(),
         "p_value": _rounded(fisher(collapsed, len(pairs), collapsed_other, len(pairs))),
         "hazard_ratio": hazard_ratio(pairs).plain(),
-        "log_rank": _rounded(log_rank(ones, others)) if len(contrast.settings) == 1 else None,
+        "log_rank": _rounded(log_rank(ones, others)) if len({pair.setting for pair in pairs}) == 1 else None,
         "held_out": mean_difference(pairs, "held_out").plain(),
         "held_out_common": mean_difference(pairs, "held_out_common").plain(),
         "best": mean_difference(pairs, "best").plain(),
@@ -194,7 +197,11 @@ def algorithm_effects(data: StudyData) -> list[dict[str, Any]]:
     ):
         if len(settings) > 1 or (settings and name == "preset search_r1"):
             rows.append(effect(data, Contrast(family, "grpo", "algorithm", name, "ppo", settings)))
-    return adjusted([row for row in rows if row is not None], ("family",))
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if row is not None and all(row["cells"] != other["cells"] for other in found):
+            found.append(row)
+    return adjusted(found, ("family",))
 
 
 def hazard_ratio(pairs: Sequence[Pair]) -> Interval:

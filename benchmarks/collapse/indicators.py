@@ -184,12 +184,13 @@ def first_alarm(record: Record, metric: str, rule: Rule) -> int | None:
 
 
 def concordance(judged: Sequence[tuple[Record, Rule]], metric: str) -> dict[str, Any]:
-    """How often the run that collapsed came closer to the alarm, over pairs of one cell and one rule; 0.5 is chance."""
+    """How often the run that collapsed came closer to the alarm, over pairs of one cell and of rules that differ in
+    their threshold at most; 0.5 is chance."""
     wins, pairs = 0.0, 0
     peaks = {id(record): _peak(record, metric, rule.form, rule.direction) for record, rule in judged}
     for record, rule in judged:
         for other, other_rule in judged:
-            if record.collapsed and not other.collapsed and record.cell == other.cell and rule == other_rule:
+            if record.collapsed and not other.collapsed and record.cell == other.cell and rule[:2] == other_rule[:2]:
                 mine, others = peaks[id(record)], peaks[id(other)]
                 wins += float(mine > others) + 0.5 * float(mine == others)
                 pairs += 1

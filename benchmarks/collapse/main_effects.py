@@ -76,12 +76,53 @@ def main_effects(records: Sequence[Record], matrix: Design) -> list[dict[str, An
                 "collapsed": [int(collapse[matrix[:, i] == level].sum()) for level in (1, 0)],
                 "probability": shares[i][0].plain(),
                 "held_out": scores[i][0].plain(),
-                "hazard_ratio": Interval(*(None if x is None else math.exp(x) for x in logs)).plain(),  # type: ignore[arg-type]
+                "hazard_ratio": exponential(logs).plain(),
                 "p_value": None if ratio is None else round(ratio.p_value, 4),
                 "p_held_out": scores[i][1],
             }
         )
     return rows
+
+
+def trends(data: StudyData) -> list[dict[str, Any]]:
+    """The hazard ratio of a doubling of each number that a crossing varies over three levels or more, for each
+    algorithm and for both together, the algorithm being a covariate then."""
+    rows = []
+    for group in data.study["groups"]:
+        cells = {cell["cell"] for cell in data.cells_of(group["name"])} if group["design"] == "crossing" else set()
+        own = [record for record in data.records if record.cell in cells]
+        for factor, levels in group["factors"].items():
+            if len(levels) < 3 or not all(isinstance(level, float) and level > 0 for level in levels):
+                continue
+            for algorithm in ("both", *sorted({record.algorithm for record in own})):
+                records = [record for record in own if algorithm in ("both", record.algorithm)]
+                row = _trend(records, factor)
+                if row is not None:
+                    rows.append({"group": group["name"], "factor": factor, "algorithm": algorithm, **row})
+    return rows
+
+
+def _trend(records: Sequence[Record], factor: str) -> dict[str, Any] | None:
+    algorithms = sorted({record.algorithm for record in records})
+    columns = [[math.log2(float(record.levels[factor])) for record in records]]
+    columns += [[float(record.algorithm == name) for record in records] for name in algorithms[1:]]
+    events = np.array([record.collapsed for record in records], dtype=bool)
+    matrix = np.array(columns).T
+    if not events.any() or np.linalg.matrix_rank(matrix - matrix.mean(0)) < matrix.shape[1]:
+        return None
+    found = Cox(np.array([float(record.time) for record in records]), events, matrix).coefficient(0)
+    return {
+        "n": len(records),
+        "collapsed": int(events.sum()),
+        "seeds": sorted({record.seed for record in records}),
+        "hazard_ratio": exponential(found.log_ratio).plain(),
+        "p_value": round(found.p_value, 4),
+    }
+
+
+def exponential(logs: Interval) -> Interval:
+    """The interval of a ratio from that of its logarithm."""
+    return Interval(math.exp(logs.estimate), *(None if x is None else math.exp(x) for x in logs[1:]))
 
 
 def coded(records: Sequence[Record], factors: Mapping[str, Sequence[Any]]) -> Design:
