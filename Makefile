@@ -37,7 +37,7 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt
 	touch $@
 
 docs: $(VENV)/.installed-docs  ## build the documentation, to be read from site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-adapters: $(VENV)/.installed  ## test the adapters, each in an environment of its own with its library
 	$(BIN)/python -m benchmarks.peers.venvs --tests

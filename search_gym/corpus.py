@@ -149,8 +149,8 @@ def write_corpus(documents: Iterable[Document], path: str | Path) -> Corpus:
     The file ``corpus.json`` comes last: a folder that has it is complete.
 
     Raises:
-        CorpusError: there are no documents, or one of them is not text that UTF-8 can hold. MissingDependencyError: no
-        datasets library.
+        CorpusError: there are no documents, or one of them is not text that UTF-8 can hold.
+        MissingDependencyError: no datasets library.
     """
     path = Path(path)
     arrow = require("pyarrow", extra="bm25")

@@ -87,16 +87,25 @@ def make(
         encoder: a preset (default "e5-base-v2"), a directory, a name on the Hugging Face hub, or
             "package.module:attribute", which is called to make an `Encoder`. With ``index``: where its model is now.
         preset: the preset to use with the model in a directory.
-        query_prefix, passage_prefix, pooling, normalize, max_length: of the encoder, where no preset knows them.
+        query_prefix: what stands before a query. This and the next four: of the encoder, where no preset knows them.
+        passage_prefix: what stands before a passage.
+        pooling: "mean" or "cls".
+        normalize: whether vectors get length 1.
+        max_length: tokens of a text that are read.
         runtime: "torch" or "onnx"; by default torch, unless the directory has an ONNX file alone.
         faiss: factory string: Flat, HNSW32, IVF1024,PQ64 and so on.
-        nprobe: inverted lists that an IVF index looks into. ef_search: candidates that an HNSW graph keeps.
-        device: "auto" is a GPU if there is one. precision: "fp32", "fp16" (GPU) or "bf16".
-        batch_size: texts encoded at a time. threads: of the CPU, for faiss and ONNX; as many as they like by default.
+        nprobe: inverted lists that an IVF index looks into.
+        ef_search: candidates that an HNSW graph keeps.
+        device: "auto" is a GPU if there is one.
+        precision: "fp32", "fp16" (GPU) or "bf16".
+        batch_size: texts encoded at a time.
+        threads: of the CPU, for faiss and ONNX; as many as they like by default.
 
     Raises:
-        CorpusError: no documents. OptionError: options out of range, or both documents and an index. IndexFileError: no
-        usable index, or an encoder that makes other vectors. MissingDependencyError: a library is missing.
+        CorpusError: no documents.
+        OptionError: options out of range, or both documents and an index.
+        IndexFileError: no usable index, or an encoder that makes other vectors.
+        MissingDependencyError: a library is missing.
     """
     compute = Compute(device, precision, batch_size, threads)
     if nprobe < 1 or ef_search < 1:

@@ -125,10 +125,15 @@ def make(
         retriever: one that is described is built over the same ``documents``.
         cross_encoder: a preset, a directory, or a name on the Hugging Face hub.
         max_length: tokens of a pair that are read, 512 by default; the longer of the two texts is cut.
-        runtime, device, precision, batch_size, threads: as in `dense`.
+        runtime: as in `dense`, and so are the next four.
+        device: "auto" is a GPU if there is one.
+        precision: "fp32", "fp16" (GPU) or "bf16".
+        batch_size: pairs scored at a time.
+        threads: of the CPU.
 
     Raises:
-        OptionError: options out of range, or no such model. MissingDependencyError: a library is missing.
+        OptionError: options out of range, or no such model.
+        MissingDependencyError: a library is missing.
     """
     compute = Compute(device, precision, batch_size, threads)
     inner = plugin.load(retriever, documents)
