@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ pytest.importorskip("statsmodels", reason="the statistics of the study need: pip
 from benchmarks.collapse import comparison, main_effects
 from benchmarks.collapse.analysis import analyse, analysis_of, flat_policies
 from benchmarks.collapse.comparison import read_claims, stretch_change, verdict
+from benchmarks.collapse.definition import collapse_update
 from benchmarks.collapse.effects import by_seed, has_collapsed, mean_difference, pairs_of
 from benchmarks.collapse.estimates import Interval
 from benchmarks.collapse.factors import CATALOGUE
 from benchmarks.collapse.findings import main as write_findings
 from benchmarks.collapse.findings_page import page
 from benchmarks.collapse.indicators import INDICATORS, Indicator, Rule, choose, evaluate, first_alarm, halves
-from benchmarks.collapse.table import write_parquet
+from benchmarks.collapse.table import read_table, write_parquet
 
 SEEDS = range(1, 7)
 
@@ -298,7 +300,7 @@ def test_flat_policies_rarely_collapse():
 
 def test_the_page_tells_the_simulated_truth():
     text = page(analysed())
-    assert "**GRPO collapses.** By learning rate: 0 of 6 at 0.001, 4 of 6 at 0.004" in text
+    assert "**GRPO collapses.** The lowest learning rate at which a run did is 0.004: 0 of 6 at 0.001, 4 of 6" in text
     assert "**No PPO run has collapsed.**" in text
     assert "learning rate 0.001 in the place of 0.004 (both algorithms: -0.33 [-0.60, -0.06])" in text
     assert "KL k3-loss, weight 0.02 in the place of none" in text.replace("kl k3", "KL k3")
@@ -330,7 +332,8 @@ def test_a_study_that_has_hardly_begun():
 def test_from_the_files_of_a_study(tmp_path):
     """From tables, through the commands, to the page: what the runner writes is what is read."""
     data = simulated()
-    (tmp_path / "study.json").write_text(json.dumps(data.study))
+    command = "python -m benchmarks.collapse --run-dir /tmp/somewhere --jobs 2"
+    (tmp_path / "study.json").write_text(json.dumps(data.study | {"command": command}))
     rows, updates = [], []
     for record in data.records:
         identity = {"cell": record.cell, "algorithm": record.algorithm, "seed": record.seed}
@@ -350,9 +353,39 @@ def test_from_the_files_of_a_study(tmp_path):
         assert found[part] == expected[part]
     assert found["coverage"]["runs_planned"] == 43
     output = tmp_path / "docs" / "findings.md"
-    write_findings([str(tmp_path), "--output", str(output), "--keep-analysis"])
+    write_findings([str(tmp_path), "--output", str(output), "--keep-analysis", "--results", str(tmp_path / "kept")])
+    kept = json.loads((tmp_path / "kept" / "study.json").read_text())
+    assert kept["command"] == "python -m benchmarks.collapse --jobs 2"
+    assert read_table(tmp_path / "kept") == read_table(tmp_path)
     assert output.read_text() == page(found)
     assert "42 of 43 runs are finished so far" in output.read_text()
     assert (tmp_path / "docs" / "images" / "collapse_survival.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="expected a study in"):
         write_findings([str(tmp_path / "docs"), "--output", str(output)])
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_page_in_docs_is_that_of_the_results():
+    """docs/findings.md is what the analysis that is kept with the results gives, to the letter."""
+    kept = ROOT / "benchmarks" / "results" / "collapse" / "analysis.json"
+    if not kept.is_file():
+        pytest.skip("benchmarks/results/collapse/analysis.json is not there yet")
+    assert (ROOT / "docs" / "findings.md").read_text(encoding="utf-8") == page(json.loads(kept.read_text()))
+
+
+def test_the_figures_of_the_results_are_those_of_their_runs():
+    """The counts in the kept analysis are counted again from the kept tables, in another way."""
+    kept = ROOT / "benchmarks" / "results" / "collapse"
+    if not (kept / "table.parquet").is_file():
+        pytest.skip("benchmarks/results/collapse/table.parquet is not there yet")
+    curves = {}
+    for row in read_table(kept):
+        curves.setdefault((row["cell"], row["seed"]), []).append((row["update"], row["rollout/em"]))
+    found = json.loads((kept / "analysis.json").read_text())
+    assert len(found["runs"]) == len(curves)
+    for cell in found["cells"]:
+        own = [[em for _, em in sorted(curve)] for (name, _), curve in curves.items() if name == cell["cell"]]
+        assert cell["n"] == len(own)
+        assert cell["collapsed"] == sum(collapse_update(em) is not None for em in own)

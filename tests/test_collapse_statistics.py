@@ -54,7 +54,7 @@ def test_bootstrap_draws_whole_runs():
     """Two tasks that cancel in every run leave nothing to vary."""
     scores = np.array([[0.1, 0.9], [0.4, 0.6], [0.0, 1.0]])
     assert bootstrap(lambda x: x.mean((-2, -1)), scores) == pytest.approx((0.5, 0.5, 0.5))
-    assert bootstrap(iqm, scores[:1]) == (0.5, None, None)
+    assert bootstrap(iqm, scores[:2]) == (0.5, None, None)
 
 
 def test_bootstrap_of_five_runs_is_too_narrow():

@@ -55,9 +55,8 @@ def contrasts(study: Mapping[str, Any]) -> list[Contrast]:
         setting = Setting(cell["cell"], center["cell"])
         if algorithm == "dapo" and not names:
             rounds = cell["levels"].get("max_rounds", 1)
-            found.append(
-                Contrast(cell["group"], "grpo", "filtering", f"DAPO, {rounds} round(s)", "GRPO", (setting,))
-            )  # fmt: skip
+            level = f"DAPO, {rounds} round{'' if rounds == 1 else 's'}"
+            found.append(Contrast(cell["group"], "grpo", "filtering", level, "GRPO", (setting,)))
         elif algorithm != "dapo" and len(names) == 1:
             level, reference = (_shown(some["levels"], names[0]) for some in (cell, center))
             found.append(Contrast(cell["group"], algorithm, names[0], level, reference, (setting,)))

@@ -158,6 +158,7 @@ def effect(data: StudyData, contrast: Contrast) -> dict[str, Any] | None:
 def effects(data: StudyData) -> list[dict[str, Any]]:
     """Every change that finished runs speak of. ``holm`` is the p-value adjusted within the family and algorithm."""
     rows = [row for contrast in contrasts(data.study) if (row := effect(data, contrast)) is not None]
+    rows = [row for row in rows if row["algorithm"] != "both" or len(row["cells"]) > 1]
     return adjusted(rows, ("family", "algorithm"))
 
 

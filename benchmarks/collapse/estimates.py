@@ -21,7 +21,7 @@ from search_gym.plugins import require
 NUM_RESAMPLES = 2_000
 LEVEL = 0.95
 FEWEST_SEEDS = 3
-"""Below it, Student's interval is not given: two values show next to nothing of their spread."""
+"""Below it, neither Student's nor a bootstrap interval is given: two values show next to nothing of their spread."""
 _AT_ONCE = 200
 
 Scores = npt.NDArray[np.float64]
@@ -65,10 +65,11 @@ def bootstrap(
     """``statistic(*samples)`` with a percentile interval, every sample (runs, tasks) drawn anew by itself.
 
     ``statistic`` is given many draws at a time, (draws, runs, tasks), and returns a value for each. Whole runs are
-    drawn, all tasks of one together, because a run that fails does so in every task. One run gives no interval.
+    drawn, all tasks of one together, because a run that fails does so in every task. Fewer than `FEWEST_SEEDS` runs
+    give no interval.
     """
     value = float(statistic(*samples))
-    if min(map(len, samples)) < 2:
+    if min(map(len, samples)) < FEWEST_SEEDS:
         return Interval(value, None, None)
     rng = np.random.default_rng(seed)
     values: list[float] = []

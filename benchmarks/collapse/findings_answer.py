@@ -42,6 +42,32 @@ def label(row: Row, factors: Row) -> str:
     return f"{name} {row['level']} in the place of {row['reference']}"
 
 
+def is_remedy(row: Row) -> bool:
+    """Whether a change is one that is proposed against collapses: a lower rate, a KL term, groups of one, a higher
+    upper clip, LLDS, an entropy bonus, training on groups alone whose episodes differ."""
+    factor = row["factor"]
+    if factor == "learning_rate":
+        return float(row["level"]) < float(row["reference"])
+    if factor == "group_size":
+        return row["level"] == "1"
+    return factor in ("llds", "entropy", "clip_high", "filtering") or (factor == "kl" and row["reference"] == "none")
+
+
+def remedies(found: Row) -> list[Row]:
+    """The effects of what is proposed against collapses."""
+    return [row for row in found["effects"] if is_remedy(row)]
+
+
+def suspects(found: Row) -> list[Row]:
+    """The effects of other changes of training."""
+    return [row for row in found["effects"] if not is_remedy(row) and row["family"] != "environment"]
+
+
+def environment(found: Row) -> list[Row]:
+    """The effects of changes of the retriever, the reward and the base model."""
+    return [row for row in found["effects"] if not is_remedy(row) and row["family"] == "environment"]
+
+
 def decided(rows: Sequence[Row], measure: str, side: int) -> list[Row]:
     """Those whose whole interval of ``measure`` is on one side, both algorithms together before each by itself."""
     some = [row for row in rows if sign(row[measure]) == side]
@@ -65,9 +91,11 @@ def _does_it(found: Row) -> str | None:
         ]
         collapsed = sum(cell["collapsed"] for cell in cells)
         zero = sum(cell["ended_at_zero"] for cell in cells)
+        first = next((cell["levels"]["learning_rate"] for cell in cells if cell["collapsed"]), None)
         sentences.append(
-            f"{yes if collapsed else no} By learning rate: {', '.join(counts)}; "
-            f"{plural(zero, 'run')} ended without a single right answer."
+            f"{yes if collapsed else no} "
+            + (f"The lowest learning rate at which a run did is {first:g}: " if first is not None else "Collapsed are ")
+            + f"{', '.join(counts)}; {plural(zero, 'run')} ended without a single right answer."
         )
     return " ".join(sentences) or None
 
@@ -132,7 +160,7 @@ def _published_setting(found: Row) -> str | None:
 
 
 def _moves(found: Row) -> str | None:
-    rows = [row for row in found["effects"] if row["family"] in ("rates", "causes", "environment")]
+    rows = [*suspects(found), *environment(found)]
     if not rows:
         return None
     sentences = [
@@ -218,7 +246,7 @@ def _warns(found: Row) -> str | None:
 
 
 def _helps(found: Row) -> str | None:
-    rows = [row for row in found["effects"] if row["family"] in ("remedies", "filtering")]
+    rows = remedies(found)
     if not rows:
         return None
     fewer, higher = decided(rows, "failure", -1), decided(rows, "held_out", 1)

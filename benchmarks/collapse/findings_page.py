@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.collapse.findings_answer import answer, rate_cells
-from benchmarks.collapse.findings_sections import (
-    CONTRAST,
-    contrast_table,
-    effects,
-    fraction,
-    indicators,
-    papers,
-    sensitivity,
-    setting,
-)
+from benchmarks.collapse.findings_answer import answer, environment, rate_cells, remedies, suspects
+from benchmarks.collapse.findings_effects import CONTRAST, contrast_table, effects, fraction, setting
+from benchmarks.collapse.findings_sections import indicators, papers, sensitivity
 from benchmarks.collapse.findings_text import Row, interval, number, plural, seeds, table
 
 PLOTS = {
@@ -32,10 +24,9 @@ def page(found: Row) -> str:
         *_coverage(found),
         *_definition(found),
         *_rates(found, command),
-        *effects(found, "causes", "## What moves the risk", command),
-        *effects(found, "environment", "## Retriever, reward and base model", command),
-        *effects(found, "remedies", "## What helps", command),
-        *effects(found, "filtering", "### Training on groups alone whose episodes differ", command),
+        *effects(found, suspects(found), "## What moves the risk", command),
+        *effects(found, remedies(found), "## What helps", command),
+        *effects(found, environment(found), "## Retriever, reward and base model", command),
         *fraction(found, command),
         *indicators(found),
         *papers(found),

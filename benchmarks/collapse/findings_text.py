@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,14 +33,13 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
 def ratio(found: Estimate) -> str:
     """A hazard ratio to two significant digits; more than a thousand, or less than a thousandth, is told as such."""
 
-    def shown(value: float | None) -> str:
-        if value is None:
-            return "?"
+    def shown(value: float) -> str:
         return "> 1000" if value > 1000 else "< 0.001" if value < 0.001 else f"{float(f'{value:.2g}'):g}"
 
     if found["estimate"] is None:
         return "–"
-    return f"{shown(found['estimate'])} [{shown(found['low'])}, {shown(found['high'])}]"
+    low, high = found["low"] or 0.0, found["high"] or math.inf  # a bound that is not known is too far to be looked for
+    return f"{shown(found['estimate'])} [{shown(low)}, {shown(high)}]"
 
 
 def p_value(value: float | None) -> str:
