@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from transformers.utils.logging import disable_progress_bar
 
+from agents.generation import Engine
 from agents.health import HealthConfig
 from agents.launch import is_main_process, start_missing_processes
 from agents.tasks import EnvConfig
@@ -51,17 +52,19 @@ class ComputeConfig:
     """Torch's CPU threads; for the tiny model one is as fast as two."""
     num_envs: int | None = None
     """Episodes that a process plays at the same time; by default all of its share of a round."""
-    engine: Literal["auto", "simple", "fast"] = "auto"
-    """What samples: the fast engine for models that it knows, or the simple one for every model (docs/speed.md)."""
+    engine: Engine = "auto"
+    """What samples: the fast engine for models that it knows, the simple one for every model, or, experimental, vLLM
+    (docs/speed.md)."""
     overlap: bool | None = None
     """Search in a thread while other episodes go on; by default on a GPU. On a CPU a run is then not repeatable bit by
     bit, because which episodes take a step together depends on when documents arrive."""
     keep_cache: bool = True
     """Keep the key-value cache while weights are updated; without, its memory serves both in turn."""
     micro_batch_size: int | None = None
-    """Episodes that a process computes gradients of at a time; by default its whole share of a mini-batch."""
+    """Episodes that a process computes gradients of at a time. By default, on a GPU, its share of a mini-batch."""
     micro_batch_tokens: int | None = None
-    """Tokens, padding included, that a process computes gradients of at a time: as many episodes as fit."""
+    """Tokens, padding included, that a process computes gradients of at a time: as many episodes as fit. By default, on
+    a CPU, 2048."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the computation; the weights that are trained stay float32."""
     compile: Literal["none", "layers"] = "none"

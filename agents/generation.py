@@ -24,7 +24,7 @@ from search_gym.codec import TokenCodec, TokenIds
 from search_gym.errors import OptionError
 from search_gym.tags import closes_turn
 
-Engine = Literal["auto", "simple", "fast"]
+Engine = Literal["auto", "simple", "fast", "vllm"]
 
 _NO_TOKENS: TokenIds = np.empty(0, dtype=np.int64)
 
@@ -111,11 +111,18 @@ def make_generator(
 ) -> Generator:
     """The engine for ``model``: "fast", "simple", or with "auto" the fast one for every model that it knows.
 
+    "vllm" is experimental: see `agents.vllm_generation`.
+
     ``dtype`` of the fast engine's products, by default the model's; other arguments as in `CachedGenerator`.
 
     Raises:
-        OptionError: ``engine="fast"`` for a model that it does not know, or ``top_p`` out of range.
+        OptionError: a model that ``engine="fast"`` does not know, ``top_p`` out of range, or what vLLM cannot do.
+        MissingDependencyError: ``engine="vllm"`` without vLLM.
     """
+    if engine == "vllm":
+        from agents.vllm_generation import VllmGenerator
+
+        return VllmGenerator(model, codec, temperature=temperature, greedy=greedy, top_p=top_p)
     if engine != "simple":
         from agents.fast_generation import FastGenerator
 
