@@ -21,6 +21,9 @@ from agents.policy import CausalLMPolicy, CausalLMWithValueHead, TokenEvaluation
 from agents.preparation import prepare_models
 from agents.rollout import RolloutBatch
 
+CPU_TOKENS = 2048
+"""Tokens that a CPU computes gradients of at a time by default: little padding, and enough to be efficient."""
+
 Stats = Mapping[str, Tensor]
 
 
@@ -241,14 +244,15 @@ class Learner:
     def _cut(self, lengths: Tensor) -> list[Tensor]:
         """Which of the rollouts of these ``lengths`` this process computes together, part by part."""
         compute, num_processes = self.config.compute, self.accelerator.num_processes
-        rows = compute.micro_batch_size
-        if rows is None and compute.micro_batch_tokens is None:
-            rows = self.config.minibatch_size // num_processes
+        rows, tokens = compute.micro_batch_size, compute.micro_batch_tokens
+        if rows is None and tokens is None:
+            if self.device.type == "cpu":
+                tokens = CPU_TOKENS
+            else:
+                rows = self.config.minibatch_size // num_processes
         by_length = lengths.argsort(stable=True)
         ours = by_length[self.accelerator.process_index :: num_processes]
-        cuts = micro_batches(
-            lengths[by_length].tolist(), rows=rows, tokens=compute.micro_batch_tokens, num_processes=num_processes
-        )
+        cuts = micro_batches(lengths[by_length].tolist(), rows=rows, tokens=tokens, num_processes=num_processes)
         return [ours[cut] for cut in cuts]
 
     def _autocast(self) -> torch.autocast:

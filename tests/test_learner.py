@@ -16,6 +16,7 @@ from small_models import llama, tokenizer
 
 from agents import grpo, ppo
 from agents.config import ComputeConfig, OptimizerConfig
+from agents.learner import CPU_TOKENS
 from agents.models import load_model
 from agents.tasks import EnvConfig, make_envs
 from agents.trainer import Trainer
@@ -126,9 +127,17 @@ def test_parts_hold_as_many_tokens_as_they_may(tmp_path: Path) -> None:
     assert 0 < run.padding < 0.1 < 1 - float(batch.attention_mask.float().mean())
 
 
+def test_a_cpu_takes_parts_of_so_many_tokens_unless_told_otherwise(model: str, tmp_path: Path) -> None:
+    lengths = torch.full((64,), 100)
+    with Trainer(config(ppo.PPOConfig, tmp_path, model), title="test", make_envs=say_who) as run:
+        assert max(len(part) * 100 for part in run._cut(lengths)) <= CPU_TOKENS
+    with Trainer(config(ppo.PPOConfig, tmp_path, model, micro_batch_size=8), title="test", make_envs=say_who) as run:
+        assert [len(part) for part in run._cut(lengths)] == [8] * 8
+
+
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_checkpointed_layers_are_computed_again_for_the_gradient(model: str, tmp_path: Path, critic: str) -> None:
-    options = config(ppo.PPOConfig, tmp_path, model, gradient_checkpointing=True)
+    options = config(ppo.PPOConfig, tmp_path, model, gradient_checkpointing=True, micro_batch_size=8)
     with Trainer(
         options, title="test", make_envs=say_who, with_values=True, separate_critic=critic == "separate"
     ) as run:
