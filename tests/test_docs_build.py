@@ -54,9 +54,9 @@ def site(copy: Path) -> Path:
     return copy / "site"
 
 
-def test_every_page_is_there(site: Path) -> None:
-    for page in (ROOT / "docs").rglob("*.md"):
-        name = page.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
+def test_every_page_is_there(copy: Path, site: Path) -> None:
+    for page in (copy / "docs").rglob("*.md"):
+        name = page.relative_to(copy / "docs").with_suffix(".html").as_posix()
         assert (site / name.replace("README.html", "index.html")).is_file(), name
 
 

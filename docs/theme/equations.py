@@ -12,13 +12,15 @@ INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', flags=re.D
 DISPLAY = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', flags=re.DOTALL)
 SIZE = 16.0
 """Pixels of an em in which equations are drawn; pages scale them to their own text."""
+SCALE = 1.1
+"""How much larger the font of equations has to be to look as large as the text's."""
 
 
 def svg(latex: str, *, inline: bool) -> str:
     """``latex`` as an SVG that stands on the line of the text around it, and says its source to who cannot see it."""
     math = ziamath.Latex(latex.strip(), size=SIZE, color="currentColor", inline=inline)
-    width, height = math.getsize()
-    style = f"width:{width / SIZE:.3f}em;height:{height / SIZE:.3f}em;vertical-align:{math.getyofst() / SIZE:.3f}em"
+    width, height, depth = (SCALE * length / SIZE for length in (*math.getsize(), math.getyofst()))
+    style = f"width:{width:.3f}em;height:{height:.3f}em;vertical-align:{depth:.3f}em"
     label = html.escape(latex.strip(), quote=True)
     return math.svg().replace("<svg ", f'<svg class="math" role="img" aria-label="{label}" style="{style}" ', 1)
 
