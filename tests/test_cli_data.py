@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def test_info_lists_every_set_and_what_is_here(data: Path, capsys: pytest.Captur
     assert f"  train   79,168  in {data / 'nq' / 'train.jsonl'}" in lines
     assert f"  dev      7,405  in {data / 'hotpotqa.jsonl'} with other splits  (as test)" in lines
     assert "  dev      8,757  not here" in lines
+
+
+def test_info_needs_no_library_of_the_hub(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert run("info") == 0
+    assert "  dev      2,417  not here  (as test)" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -127,8 +128,8 @@ class FlashRAGSet:
         return f"hf download {HUB} {self._file(split)} --repo-type dataset --local-dir {data_dir}"
 
     def is_cached(self, split: str, revision: str | None = None) -> bool:
-        """Whether the file of ``split`` was downloaded before."""
-        return self._cached(split, revision) is not None
+        """Whether the file of ``split`` was downloaded before; never, where the hub's library is missing."""
+        return find_spec("huggingface_hub") is not None and self._cached(split, revision) is not None
 
     def _file(self, split: str) -> str:
         return f"{self.name}/{self.real_split(split)}.jsonl"
