@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from agents import stop_tags, tiny_kernels
+from agents import stop_tags, tiny_kernels, tiny_turns
 from agents.decoders import StepByStep, effective_weight
 from agents.ops import Chunk, Ops, Step, TorchOps
 from agents.tiny import rotary_phases
@@ -131,12 +131,12 @@ class TinyCpuDecoder(StepByStep):
         if sampling.temperature != 1 or sampling.top_p < 1:
             super().take_steps(rows, count, sampling, longest)
             return
-        turns = tiny_kernels.Turns(*(getattr(rows, field.name).numpy() for field in fields(rows)))
+        turns = tiny_turns.Turns(*(getattr(rows, field.name).numpy() for field in fields(rows)))
         tag_table = sampling.tag_table.numpy()
         cuts = self._cuts(len(turns.tokens), range(1, len(turns.tokens) + 1))
 
         def run(first: int, last: int) -> None:
-            tiny_kernels.take_steps(
+            tiny_turns.take_steps(
                 first,
                 last,
                 count,

@@ -15,8 +15,6 @@ import numpy as np
 
 TILE = 32
 """Tokens that go through all blocks together; what they need stays in a core's own memory."""
-ROWS = 16
-"""Turns that take their steps together, the next one in place of each that has ended, for the same reason."""
 _EPS = np.float32(1e-6)
 
 
@@ -49,7 +47,7 @@ class Cache(NamedTuple):
     sin: Any  # (C, D / 2)
 
 
-def _jit(function: Any) -> Any:
+def jit(function: Any) -> Any:
     """``function`` as machine code, kept on disk where there is a place for it. NaN stays NaN."""
     options = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
     try:
@@ -58,7 +56,7 @@ def _jit(function: Any) -> Any:
         return numba.njit(**options)(function)
 
 
-@_jit
+@jit
 def _exp(x: Any) -> Any:
     """e^x for x <= 0 within 1.2e-7 of its value, in operations that a compiler can do for many x at once.
 
@@ -77,7 +75,7 @@ def _exp(x: Any) -> Any:
     return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@_jit
+@jit
 def _linear(x: Any, weight: Any, y: Any, count: Any) -> None:
     """y = x @ weight for the first ``count`` rows, four rows and four inputs at a time; inputs are a multiple of 4."""
     inputs, outputs = weight.shape
@@ -111,7 +109,7 @@ def _linear(x: Any, weight: Any, y: Any, count: Any) -> None:
         row += 1
 
 
-@_jit
+@jit
 def _rms_norm(x: Any, weight: Any, y: Any, count: Any) -> None:
     width = x.shape[1]
     for row in range(count):
@@ -123,7 +121,7 @@ def _rms_norm(x: Any, weight: Any, y: Any, count: Any) -> None:
             y[row, j] = x[row, j] * scale * weight[j]
 
 
-@_jit
+@jit
 def _rotate(x: Any, cos: Any, sin: Any) -> None:
     """Turn the pairs (0, 1), (2, 3), ... of ``x`` (D,) by the angles of a position, in place."""
     for i in range(len(cos)):
@@ -132,7 +130,7 @@ def _rotate(x: Any, cos: Any, sin: Any) -> None:
         x[2 * i + 1] = a * sin[i] + b * cos[i]
 
 
-@_jit
+@jit
 def _scores(query: Any, keys: Any, scale: Any, scores: Any, count: Any) -> Any:
     """Scaled products of ``query`` (D,) with the first ``count`` columns of ``keys`` (D, C); returns the largest."""
     for c in range(count):
@@ -148,7 +146,7 @@ def _scores(query: Any, keys: Any, scale: Any, scores: Any, count: Any) -> Any:
     return largest
 
 
-@_jit
+@jit
 def _exps(x: Any, largest: Any, count: Any) -> Any:
     """The first ``count`` of ``x`` become e^(x - largest), in place; returns their sum."""
     total = np.float32(0)
@@ -158,7 +156,7 @@ def _exps(x: Any, largest: Any, count: Any) -> Any:
     return total
 
 
-@_jit
+@jit
 def _attend(query: Any, keys: Any, values: Any, scores: Any, count: Any, out: Any) -> None:
     """Attention of one query (D,) over the first ``count`` columns, into ``out`` (D,)."""
     width = len(query)
@@ -178,7 +176,7 @@ def _attend(query: Any, keys: Any, values: Any, scores: Any, count: Any, out: An
             out[d] += weight * value[d]
 
 
-@_jit
+@jit
 def _point(normed: Any, query: Any, position: Any, weights: Any, cache: Any, row: Any, scores: Any, probs: Any) -> None:
     """Turn the vocabulary's logits in ``probs`` (V,) into probabilities of the token after ``position``."""
     width, words = len(normed), len(weights.embedding)
@@ -203,7 +201,7 @@ def _point(normed: Any, query: Any, position: Any, weights: Any, cache: Any, row
         probs[following[c + 1]] += scores[c] * scale
 
 
-@_jit
+@jit
 def forward(token_ids: Any, rows: Any, positions: Any, weights: Any, cache: Any, targets: Any, probs: Any) -> None:
     """Append tokens to rows of the cache, in place, and tell what comes next.
 
@@ -279,93 +277,3 @@ def forward(token_ids: Any, rows: Any, positions: Any, weights: Any, cache: Any,
                 row, position = rows[start + i], positions[start + i]
                 _point(normed[i], change[i], position, weights, cache, row, scores, logits[i])
                 probs[target] = logits[i, : probs.shape[1]]
-
-
-class Turns(NamedTuple):
-    """The open turns of R rows, as `agents.turn_rows.TurnRows` has them: int64 but for what is said there."""
-
-    tokens: Any
-    lengths: Any
-    is_open: Any
-    counts: Any
-    limits: Any
-    tags: Any
-    uniforms: Any
-    turn_tokens: Any
-    turn_logprobs: Any
-
-
-@_jit
-def take_steps(
-    first: Any,
-    last: Any,
-    steps: Any,
-    turns: Turns,
-    weights: Any,
-    cache: Any,
-    tag_table: Any,
-    closed: Any,
-    vocab_size: Any,
-    eos_id: Any,
-    greedy: Any,
-) -> None:
-    """`TurnRows.take_step` at temperature 1, ``steps`` times, for rows ``first`` to ``last`` (exclusive), in place.
-
-    Words from ``vocab_size`` on are not sampled.
-    """
-    active = np.empty(ROWS, dtype=np.int64)
-    left = np.empty(ROWS, dtype=np.int64)
-    token_ids = np.empty(ROWS, dtype=np.int64)
-    positions = np.empty(ROWS, dtype=np.int64)
-    targets = np.arange(ROWS)
-    probs = np.empty((ROWS, vocab_size), dtype=np.float32)
-    count, following = 0, first
-    while True:
-        while count < ROWS and following < last:
-            if turns.is_open[following]:
-                active[count], left[count] = following, steps
-                count += 1
-            following += 1
-        if count == 0:
-            return
-        for i in range(count):
-            token_ids[i], positions[i] = turns.tokens[active[i]], turns.lengths[active[i]]
-        forward(token_ids[:count], active[:count], positions[:count], weights, cache, targets, probs)
-        kept = 0
-        for i in range(count):
-            row = active[i]
-            place = turns.counts[row]
-            token, logprob = _choose(probs[i], -1.0 if greedy else turns.uniforms[row, place])
-            turns.turn_tokens[row, place], turns.turn_logprobs[row, place] = token, logprob
-            turns.counts[row] += 1
-            turns.lengths[row] += 1
-            turns.tags[row] = tag_table[turns.tags[row], token]
-            turns.tokens[row] = token
-            is_last = turns.counts[row] >= turns.limits[row]
-            turns.is_open[row] = not (turns.tags[row] == closed or token == eos_id or is_last)
-            if turns.is_open[row] and left[i] > 1:
-                active[kept], left[kept] = row, left[i] - 1
-                kept += 1
-        count = kept
-
-
-@_jit
-def _choose(probs: Any, uniform: Any) -> Any:
-    """A word and its log-probability: the distribution function of ``probs`` (V,) inverted at ``uniform``, or the most
-    probable word where that is negative. ``probs`` need not sum to 1."""
-    total = 0.0
-    for v in range(len(probs)):
-        total += np.float64(probs[v])
-    token = 0
-    if uniform < 0:
-        for v in range(len(probs)):
-            token = v if probs[v] > probs[token] else token
-    else:
-        point, cumulative = uniform * total, 0.0
-        while token < len(probs) - 1:
-            cumulative += np.float64(probs[token])
-            if cumulative > point:
-                break
-            token += 1
-    smallest = np.finfo(np.float32).tiny
-    return token, np.float32(np.log(np.float64(probs[token]) + smallest) - np.log(total))
