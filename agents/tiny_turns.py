@@ -9,7 +9,7 @@ import numpy as np
 from agents.tiny_kernels import forward, jit
 
 ROWS = 16
-"""Turns that take their steps together, the next one in place of each that has ended: few enough for a core's caches."""
+"""Turns that take their steps together, the next one in place of each that has ended: few enough for its caches."""
 
 
 class Turns(NamedTuple):
