@@ -33,7 +33,7 @@ from agents.checkpoint import load_policy
 from agents.config import TrainConfig, named_preset
 from agents.evaluate import Estimate, Evaluation, estimate, evaluate, question_progress, to_plain
 from agents.ppo import PRESETS, PPOConfig, train
-from agents.report import LABELS, write_report
+from agents.report import LABELS, write_page
 from agents.rollout import Rollout
 from agents.runlog import command_line, write_config, write_json, write_text
 from agents.tasks import EnvConfig, MakeEnvs, make_envs, question_kind
@@ -69,7 +69,7 @@ def main(
     console = console or Console()
     torch.set_num_threads(config.compute.threads)
     write_config(config.run_dir, config)
-    for name in ("summary.json", "transcripts.jsonl", "curves.png", "report.html"):
+    for name in ("summary.json", "transcripts.jsonl", "curves.png", "curves.svg", "report.html"):
         (config.run_dir / name).unlink(missing_ok=True)  # of an earlier run, lest an interrupted one seems complete
     base, codec = load_policy(config.model)
     envs, index = held_out(config.env, codec, make_envs, questions_per_kind)
@@ -107,7 +107,7 @@ def main(
             *describe(after.rollouts[:NUM_TRANSCRIPTS], codec, label="after", policy=policy),
         ],
     )
-    page = write_report(config.run_dir)
+    page = write_page(config.run_dir)
 
     for name, rollout in zip(("before", "after"), telling_pair(before, after), strict=True):
         console.rule(f"{LABELS[name]}; right answer: {' or '.join(rollout.question.answers)}")

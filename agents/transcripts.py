@@ -1,4 +1,4 @@
-"""Rollouts as JSON-able rows: what ``transcripts.jsonl`` holds and ``agents.run_folder`` reads back."""
+"""Rollouts as JSON-able rows: what ``transcripts.jsonl`` holds and ``search_gym.viewer`` reads back."""
 
 from __future__ import annotations
 

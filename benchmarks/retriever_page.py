@@ -8,10 +8,10 @@ from html import escape
 from statistics import fmean, median
 from typing import Any
 
-from agents import charts
 from benchmarks.retriever_findings import LATE, LEARNED, REACHED, VERDICTS, WINDOW
 from benchmarks.retriever_plots import PLOTS, Summary, draw, runs_of
 from search_gym.render import html_page
+from search_gym.viewer import charts
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agents import charts
 from benchmarks.retriever_findings import WINDOW, mean_em, trailing_mean
 from search_gym.plugins import require
+from search_gym.viewer import charts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,7 +26,6 @@ import tyro
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from agents import charts
 from agents.ppo import PRESETS
 from agents.runlog import command_line, write_text
 from benchmarks.retriever_findings import findings, plain_run, summarise
@@ -40,6 +39,7 @@ from search_gym.errors import MissingDependencyError, OptionError, SearchGymErro
 from search_gym.retrievers import dense
 from search_gym.retrievers._index import begin, is_complete
 from search_gym.retrievers._spec import Spec
+from search_gym.viewer import charts
 
 ROOT = Path(__file__).parents[1]
 NAMED = {"noisy": "noisy(bm25, probability=0.3)", "dense": "dense"}

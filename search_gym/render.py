@@ -126,8 +126,13 @@ def spans_to_html(
     return f'<section class="sg-transcript">{title}<div class="sg-legend">{legend}{shade}</div>\n{blocks}</section>\n'
 
 
+def harmless(text: str) -> str:
+    """``text`` with pictures or U+FFFD for controls, direction overrides and lone surrogates."""
+    return text.translate(_HARMLESS)
+
+
 def _safe(text: str) -> str:
-    return escape(text.translate(_HARMLESS), quote=True)
+    return escape(harmless(text), quote=True)
 
 
 def _html_tokens(texts: Sequence[str], span: Span, values: Mapping[str, npt.NDArray[np.float64]]) -> Iterator[str]:

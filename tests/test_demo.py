@@ -40,7 +40,7 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path, monkeypatch):
     folder = tmp_path / "demo"
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "summary.json", "transcripts.jsonl", "checkpoint", "states", "curves.png",
-        "report.html",
+        "curves.svg", "report.html",
         "baselines", "baselines.log",
     }  # fmt: skip
     assert summary == json.loads((folder / "summary.json").read_text())

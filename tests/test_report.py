@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("matplotlib")
 
-from agents import charts
-from agents.report import main, write_report
-from agents.run_folder import load_run
-from search_gym.errors import SearchGymError
+from agents.report import main
+from search_gym.cli import main as search_gym_main
+from search_gym.errors import OptionError, SearchGymError
+from search_gym.viewer import charts, is_stale, write_page
+from search_gym.viewer.episodes import unpack
+from search_gym.viewer.run_folder import load_run
 
 KINDS = ("1-hop", "2-hop")
 HOSTILE = "<script>alert('x')</script>$\033[31m"
@@ -140,7 +143,7 @@ def make_run(run_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = make_run(tmp_path_factory.mktemp("runs") / "demo")
-    write_report(run_dir)
+    write_page(run_dir)
     return run_dir
 
 
@@ -159,10 +162,17 @@ def edit(run_dir: Path, tmp_path: Path, name: str, **changes: Any) -> Path:
     return copy
 
 
+def embedded(page: str) -> dict[str, Any]:
+    """What the browser of transcripts reads."""
+    return unpack(re.search(r'<script type="text/plain" id="episodes">([\w+/=]*)</script>', page)[1])
+
+
 def table(page: str) -> dict[str, list[tuple[str, ...]]]:
     """The rows of the evaluation table: score, bounds and bar width of each cell."""
     rows = re.findall(r'<tr class="\w*"><th scope="row">(.*?)</th>(.*?)</tr>', page)
-    cell = re.compile(r'<td>([\d.]+)(?:<small>([\d.]+) to ([\d.]+)</small>)?<div class="bar"><i style="width:([\d.]+)%')
+    cell = re.compile(
+        r'<td>([\d.]+)(?:<small>([\d.]+) to ([\d.]+)</small>)?<span class="bar"><i style="width:([\d.]+)%'
+    )
     return {name: cell.findall(cells) for name, cells in rows}
 
 
@@ -179,12 +189,13 @@ def test_the_table_holds_every_score_of_the_summary(page: str) -> None:
 def test_the_page_needs_nothing_from_outside(page: str) -> None:
     addresses = re.findall(r"https?://[^\"' <)]+", page)
     assert set(addresses) == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert not re.search(r"\bsrc=|@import|<link|<iframe|url\((?!#)|\bhref=", page)
+    assert not re.search(r"\bsrc=|@import|<link|<iframe|url\((?!#)|\bhref=\"(?!#)", page)
 
 
 def test_the_curves_follow_the_colours_of_the_page(page: str) -> None:
-    svg = page[page.index("<svg") : page.index("</svg>")]
+    svg = page[page.index("<svg") : page.rindex("</svg>")]
     assert not re.search("|".join((charts.INK, charts.SOFT, charts.LINE)), svg)
+    assert set(re.findall(r"(?<!, )#[0-9a-f]{6}", svg)) <= {"#000000", "#ffffff"}
     for title in ("Exact match", "Searches per episode", "valid turns", "Entropy", "KL per token", "Tokens per second"):
         assert title in svg
 
@@ -193,32 +204,32 @@ def test_the_picture_is_a_png(run_dir: Path) -> None:
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_transcripts_stand_together_by_question(page: str) -> None:
-    headings = re.findall(r"<h3(?: class=\"sg-heading\")?>(.*?)</h3>", page)
-    assert headings == [
-        "In which city is the employer of Ada Lin based ?",
-        "Before training: no answer, ✗ wrong",
-        "After training: answered “Torvik”, ✓ right",
-        "Where is the employer of Bo Ek based ?",
-        "After training: answered “Rome”, ✗ wrong",
+def test_every_episode_is_on_the_page(page: str) -> None:
+    data = embedded(page)
+    shown = [(data["labels"][e["label"]], e["question"], e["answer"], e["em"]) for e in data["episodes"]]
+    assert shown == [
+        ("Before training", "In which city is the employer of Ada Lin based ?", None, 0.0),
+        ("After training", "In which city is the employer of Ada Lin based ?", "Torvik", 1.0),
+        ("After training", "Where is the employer of Bo Ek based ?", "Rome", 0.0),
     ]
 
 
-def test_every_sampled_token_shows_its_numbers(run_dir: Path, page: str) -> None:
-    expected = [
-        (f"log-probability {logprob:.3f}", f"value {value:.3f}", f"advantage {advantage:.3f}")
-        for line in (run_dir / "transcripts.jsonl").read_text().splitlines()
-        for row in [json.loads(line)]
-        for logprob, value, advantage in zip(row["logprobs"], row["values"], row["advantages"], strict=True)
-        if logprob is not None
-    ]
-    shown = re.findall(r'title="token \d+&#10;(.*?)&#10;(.*?)&#10;(.*?)"', page)
-    assert len(expected) > 20
-    assert shown == expected
+def test_every_sampled_token_has_its_numbers(run_dir: Path, page: str) -> None:
+    data = embedded(page)
+    assert data["values"] == ["log-probability", "value", "advantage", "ratio"]
+    rows = [json.loads(line) for line in (run_dir / "transcripts.jsonl").read_text().splitlines()]
+    for row, episode in zip(rows, data["episodes"], strict=True):
+        assert [data["texts"][place] for place in episode["tokens"]] == row["tokens"]
+        *known, ratio = episode["values"]
+        assert ratio is None
+        for numbers, name in zip(known, ("logprobs", "values", "advantages"), strict=True):
+            sampled = [x for x in row[name] if x is not None]
+            assert len(sampled) > 5
+            np.testing.assert_allclose(numbers, sampled, rtol=1e-3)
 
 
 def test_the_same_run_gives_the_same_page(run_dir: Path, page: str) -> None:
-    assert write_report(run_dir).read_text(encoding="utf-8") == page
+    assert write_page(run_dir).read_text(encoding="utf-8") == page
 
 
 def test_hostile_text_stays_text(run_dir: Path, tmp_path: Path) -> None:
@@ -233,10 +244,12 @@ def test_hostile_text_stays_text(run_dir: Path, tmp_path: Path) -> None:
         data = json.loads((copy / name).read_text())
         (copy / name).write_text(json.dumps({**data, **changes, "intervals": {}}))
     (copy / "metrics.jsonl").write_text("".join(json.dumps({f"rollout/em/{HOSTILE}": i}) + "\n" for i in range(3)))
-    page = write_report(copy).read_text(encoding="utf-8")
-    assert page.count("<script") == page.count("</script") == 1
-    assert page.count("alert") > len(row["tokens"])
+    page = write_page(copy).read_text(encoding="utf-8")
+    assert page.count("<script") == page.count("</script") == 2
+    assert "alert('x')" not in page
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
     assert "\033" not in page
+    assert embedded(page)["texts"][0] == HOSTILE.replace("\033", "␛")
 
 
 def test_what_is_not_known_is_left_out(run_dir: Path, tmp_path: Path) -> None:
@@ -246,18 +259,19 @@ def test_what_is_not_known_is_left_out(run_dir: Path, tmp_path: Path) -> None:
     (copy / "metrics.jsonl").write_text(
         '{"rollout/searches": 1}\n{"rollout/searches": null}\n{"rollout/searches": 2}\n'
     )
-    page = write_report(copy).read_text(encoding="utf-8")
+    page = write_page(copy).read_text(encoding="utf-8")
     assert table(page)["After training"] == [("0.95", "", "", "95.3"), ("0.91", "", "", "91.2")]
     assert "Searches per episode" in page
-    assert not re.search("Entropy|Transcripts|95 %|seed|None", page[page.index("<main>") : page.index("Configuration")])
+    main_part = page[page.index("<main") : page.index('id="reproduce"')]
+    assert not re.search("Entropy|Transcripts|95 %|None", main_part)
 
 
 def test_alarms_are_listed_with_those_of_updates_that_were_given_up(run_dir: Path, tmp_path: Path) -> None:
     copy = edit(run_dir, tmp_path, "metrics.jsonl", update=7, alarms=[{"name": "non-finite", "message": "<script>"}])
     row = {"update": 1057, "alarms": [{"name": "entropy collapse", "message": "entropy is 0.01 & falls"}]}
     (copy / "abandoned.jsonl").write_text(json.dumps({"update": 3}) + "\n" + json.dumps(row) + "\n")
-    page = write_report(copy).read_text(encoding="utf-8")
-    items = re.findall(r"<li>(.*?)</li>", page)
+    page = write_page(copy).read_text(encoding="utf-8")
+    items = re.findall(r"<li>(update.*?)</li>", page)
     assert [re.sub("<.*?>", "", item) for item in items] == [
         "update 7: non-finite: &lt;script&gt;",
         "update 1,057: entropy collapse: entropy is 0.01 &amp; falls",
@@ -279,15 +293,18 @@ def test_what_was_not_finite_comes_back_as_nan(run_dir: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", "transcripts.jsonl"])
-@pytest.mark.parametrize("content", [None, "{", "[1, 2]\n", b"\xff\xfe"])
-def test_a_missing_or_malformed_file_is_named(
-    run_dir: Path, tmp_path: Path, name: str, content: str | bytes | None
-) -> None:
+@pytest.mark.parametrize("content", ["{", "[1, 2]\n", b"\xff\xfe"])
+def test_a_malformed_file_is_named(run_dir: Path, tmp_path: Path, name: str, content: str | bytes) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
-    if content is None:
-        (copy / name).unlink()
-    else:
-        (copy / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (copy / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SearchGymError, match=re.escape(str(copy / name))):
+        load_run(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_missing_file_is_named(run_dir: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    (copy / name).unlink()
     with pytest.raises(SearchGymError, match=re.escape(str(copy / name))):
         load_run(copy)
 
@@ -319,11 +336,11 @@ def test_a_malformed_field_is_named(
         load_run(edit(run_dir, tmp_path, name, **changes))
 
 
-def test_a_run_without_curves_is_refused(run_dir: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+def test_a_run_that_has_just_begun_has_no_curves(run_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("curves.*")))
     (copy / "metrics.jsonl").write_text('{"rollout/em": NaN}\n{"rollout/em": NaN}\n{"rollout/em": 1}\n')
-    with pytest.raises(SearchGymError, match="two updates or more"):
-        write_report(copy)
+    assert "Too few updates for curves" in write_page(copy).read_text(encoding="utf-8")
+    assert not (copy / "curves.png").exists()
 
 
 def test_the_command_writes_the_report(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,7 +354,7 @@ def test_the_command_writes_the_report(run_dir: Path, tmp_path: Path, capsys: py
 def test_the_command_explains_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "nowhere")])
-    assert "expected a readable file" in capsys.readouterr().err
+    assert "expected a folder with a run's config.json" in capsys.readouterr().err
 
 
 def test_reading_a_run_loads_neither_torch_nor_matplotlib() -> None:
@@ -353,3 +370,52 @@ def test_smooth_is_the_mean_of_what_is_in_the_window(values: list[float], half_w
     windows = [values[max(0, i - half_width) : i + half_width + 1] for i in range(len(values))]
     expected = [sum(window) / len(window) for window in windows]
     np.testing.assert_allclose(charts.smooth(np.array(values), half_width), expected, rtol=1e-12, atol=1e-9)
+
+
+# search-gym view
+
+
+def test_view_makes_the_page_once(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    page = copy / "page.html"
+    assert search_gym_main(["view", str(copy), "--output", str(page)]) == 0
+    assert opened == [page.as_uri()]
+    assert re.fullmatch(rf"{re.escape(str(page))} \([\d,]+ kB\)\n", capsys.readouterr().out)
+    first = page.stat().st_mtime_ns
+    assert search_gym_main(["view", str(copy), "--output", str(page), "--no-open"]) == 0
+    assert (len(opened), page.stat().st_mtime_ns) == (1, first)
+    os.utime(copy / "metrics.jsonl", ns=(first + 10**9, first + 10**9))
+    assert is_stale(copy, page)
+    assert search_gym_main(["view", str(copy), "--output", str(page), "--no-open"]) == 0
+    assert page.stat().st_mtime_ns > first
+
+
+def test_view_says_where_the_page_is_if_no_browser_opens(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert search_gym_main(["view", str(copy)]) == 0
+    assert "open the file in one" in capsys.readouterr().out
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OptionError, match=r"a run's config.json or a study's study.json"):
+        write_page(tmp_path)
+    assert search_gym_main(["view", str(tmp_path), "--no-open"]) == 2
+    assert "such as runs/demo" in capsys.readouterr().err
+
+
+def test_only_what_a_run_has_kept_is_needed(run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "ppo"
+    copy.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(run_dir / name, copy)
+    page = write_page(copy).read_text(encoding="utf-8")
+    assert "in the last 10 updates" in page
+    assert 'id="transcripts"' not in page
+    assert 'id="scores"' not in page
