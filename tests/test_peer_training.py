@@ -215,7 +215,7 @@ def test_trl_draws_our_questions_and_improves_the_policy_that_was_loaded(tmp_pat
 @needs_trl
 @pytest.mark.filterwarnings("ignore")
 def test_every_token_that_closes_a_tag_ends_a_turn_of_trl() -> None:
-    from benchmarks import paced_trl
+    from agents.tiny_trl import closing_ids
 
     codec = load_model("tiny")[1]
-    assert [codec.decode([i]) for i in paced_trl.closing_ids(codec)[1:]] == ["</search>", "</answer>"]
+    assert [codec.decode([i]) for i in closing_ids(codec)[1:]] == ["</search>", "</answer>"]
