@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := agents,bm25,data,dense,gguf,http,lora,onnx,server,study,test
+EXTRAS := agents,bm25,data,dense,gguf,http,lora,onnx,sb3,server,study,test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-all test-adapters docs lint base clean help
