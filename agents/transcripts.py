@@ -44,8 +44,9 @@ def describe(
 ) -> list[dict[str, Any]]:
     """A JSON-able row for each episode: question, answer, metrics, spans, and what is known about every token.
 
-    ``logprobs`` is null where the policy did not sample; so are ``values`` and ``advantages`` (GAE with
-    gamma = lambda = 1), which only a ``policy`` with a value head can add.
+    ``logprobs`` is null where the policy did not sample; so are ``values``, ``advantages`` (GAE with
+    gamma = lambda = 1) and ``ratios`` (of the probability under ``policy`` to that at sampling, temperature 1), which
+    only a ``policy`` with a value head can add. Ratios are 1 for the policy that sampled, but for rounding.
     """
     token_values = [{}] * len(rollouts) if policy is None else _token_values(rollouts, codec, policy)
     rows = []
@@ -60,6 +61,7 @@ def describe(
                 "kind": question_kind(rollout.question),
                 "answer": rollout.answer,
                 **score(rollout),
+                "reward": rollout.reward,
                 "spans": [span._asdict() for span in rollout.spans],
                 "token_ids": rollout.token_ids.tolist(),
                 "tokens": token_texts(transcript_of(rollout), codec),
@@ -86,12 +88,14 @@ def _token_values(
     for start in range(0, len(rollouts), 16):
         part = rollouts[start : start + 16]
         batch = collate(part, codec.pad_id, policy.model.device)
-        values = policy.evaluate_tokens(batch.token_ids, batch.attention_mask, batch.loss_mask, 1.0).values
-        advantages, _ = losses.gae(batch.rewards, values, batch.loss_mask, gamma=1.0, lam=1.0)
+        scored = policy.evaluate_tokens(batch.token_ids, batch.attention_mask, batch.loss_mask, 1.0)
+        advantages, _ = losses.gae(batch.rewards, scored.values, batch.loss_mask, gamma=1.0, lam=1.0)
+        ratios = (scored.logprobs - batch.old_logprobs).exp()
         for row, rollout in enumerate(part):
             sampled = batch.loss_mask[row]
-            arrays = {"values": values[row][sampled], "advantages": advantages[row][sampled]}
-            found.append({name: _scatter(x.cpu().numpy(), rollout.loss_mask) for name, x in arrays.items()})
+            arrays = {"values": scored.values, "advantages": advantages, "ratios": ratios}
+            columns = {name: x[row][sampled].cpu().numpy() for name, x in arrays.items()}
+            found.append({name: _scatter(x, rollout.loss_mask) for name, x in columns.items()})
     return found
 
 

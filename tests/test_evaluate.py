@@ -167,11 +167,12 @@ def test_rows_hold_every_token_and_its_numbers(tiny, evaluation):
         assert row["token_ids"] == r.token_ids.tolist()
         assert "".join(row["tokens"]) == codec.decode(r.token_ids)
         assert [tuple(span.values()) for span in row["spans"]] == list(r.spans)
-        for name in ("logprobs", "values", "advantages"):
+        for name in ("logprobs", "values", "advantages", "ratios"):
             assert [number is not None for number in row[name]] == r.loss_mask.tolist()
         sampled = np.flatnonzero(r.loss_mask)
         assert [row["logprobs"][i] for i in sampled] == pytest.approx(r.logprobs.tolist(), abs=1e-6)
         # With gamma = lambda = 1 and one reward at the end, the advantage of each token is reward - value.
+        assert [row["ratios"][i] for i in sampled] == pytest.approx([1.0] * len(sampled), abs=1e-3)
         assert [row["advantages"][i] for i in sampled] == pytest.approx(
             [r.reward - row["values"][i] for i in sampled], abs=1e-5
         )
@@ -180,7 +181,11 @@ def test_rows_hold_every_token_and_its_numbers(tiny, evaluation):
     assert [v for v in alone[0]["values"] if v is not None] == pytest.approx(
         [v for v in rows[17]["values"] if v is not None], abs=1e-5
     )
-    assert {*rows[0]} - {*describe(evaluation.rollouts[:1], codec, label="x")[0]} == {"values", "advantages"}
+    assert {*rows[0]} - {*describe(evaluation.rollouts[:1], codec, label="x")[0]} == {
+        "values",
+        "advantages",
+        "ratios",
+    }
 
 
 def test_a_run_writes_its_configuration_transcripts_and_summary(tmp_path, tiny, evaluation, quiet):
