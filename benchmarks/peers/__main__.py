@@ -1,6 +1,6 @@
 """What does a step cost here and in other libraries, and does it matter how a turn is cut?
 
-    python -m benchmarks.peers.venvs --names openenv skyrl gem aviary
+    python -m benchmarks.peers.venvs --names openenv skyrl gem aviary trl
     python -m benchmarks.peers
 
 Each contestant (benchmarks/peers/contestants.py is all of their code) is a process of its own, in an environment of its

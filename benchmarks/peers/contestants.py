@@ -60,7 +60,25 @@ class Server:
                 await asyncio.sleep(self.seconds)
 
 
-class SearchGym:
+class Contestant:
+    """What is asked of every one; `episode` is one call, which plays ``per_call`` episodes."""
+
+    per_call = 1
+
+    def episode(self) -> float:
+        """Play, and return the mean reward."""
+        raise NotImplementedError
+
+    def played(self, num_chunks: int) -> Played | None:
+        """What came of an episode whose turns were given in so many chunks; None where an action has no parts."""
+        return None
+
+    def vectors(self) -> dict[str, Callable[[], None]]:
+        """Ways to let ``NUM_SLOTS`` episodes begin and search."""
+        return {}
+
+
+class SearchGym(Contestant):
     """`search_gym.SearchEnv` on token ids, or on text with ``TextTurns``; the native vector environment."""
 
     def __init__(self, server: Server, *, text: bool = False) -> None:
@@ -83,13 +101,11 @@ class SearchGym:
         self.envs: Any = None if text else gym.make_vec("search_gym/SearchQA-v0", num_envs=NUM_SLOTS, **options)
 
     def episode(self) -> float:
-        """The reward of one episode."""
         self.env.reset()
         self.env.step(self.search)
         return float(self.env.step(self.answer)[1])
 
     def played(self, num_chunks: int) -> Played | None:
-        """Reward and text of all observations."""
         decode = self.decode
 
         def step(chunk: Any) -> tuple[str, float, bool]:
@@ -99,7 +115,6 @@ class SearchGym:
         return _play(self.env.reset, step, (self.search, self.answer), num_chunks)
 
     def vectors(self) -> dict[str, Callable[[], None]]:
-        """Ways to let all slots search."""
         if self.envs is None:
             return {}
 
@@ -110,7 +125,7 @@ class SearchGym:
         return {"SearchVectorEnv, one request": step}
 
 
-class Gem:
+class Gem(Contestant):
     """GEM's ``QaEnv`` in its ``ToolEnvWrapper`` with its ``SearchTool``, whose request alone is replaced."""
 
     def __init__(self, server: Server) -> None:
@@ -164,7 +179,7 @@ class Gem:
         return {name: stepping(envs) for name, envs in self._vectors.items()}
 
 
-class SkyRL:
+class SkyRL(Contestant):
     """SkyRL-gym's own ``SearchEnv``, in which the HTTP call alone is replaced; an episode needs a new object."""
 
     _servers: ClassVar[dict[str, Server]] = {}
@@ -222,7 +237,7 @@ class SkyRL:
         return {"one after the other": loop, "threads, as its generator does": threads}
 
 
-class Aviary:
+class Aviary(Contestant):
     """aviary's ``HotPotQAEnv``: tool calls; its cache of pages holds a page with the same documents.
 
     Where the server takes time, it does before the page is looked up, as its request would.
@@ -263,9 +278,6 @@ class Aviary:
 
         return float(self._run(play()))
 
-    def played(self, num_chunks: int) -> Played | None:
-        return None  # a tool call comes as a whole
-
     def vectors(self) -> dict[str, Callable[[], None]]:
         async def together() -> None:
             await asyncio.gather(*(env.reset() for env in self._envs))
@@ -274,7 +286,108 @@ class Aviary:
         return {"asyncio.gather": lambda: self._run(together())}
 
 
-class OpenEnvEmpty:
+class Trl(Contestant):
+    """TRL's loop of tool calls around an ``environment_factory`` object with a search tool, its generation replaced.
+
+    An episode is one prompt of a batch of ``NUM_SLOTS`` in that loop: reset, the chat template and its tokens, the
+    first reply parsed, the tool, the tokens of its result, and the last reply parsed. What the model would have sampled
+    is there at once. A step of many is the same batch, two replies each, because the loop has no smaller part.
+    """
+
+    per_call = NUM_SLOTS
+
+    def __init__(self, server: Server) -> None:
+        import tempfile
+        from pathlib import Path
+
+        import datasets
+        import trl.trainer.grpo_config  # pyright: ignore[reportMissingImports]
+        import trl.trainer.grpo_trainer  # pyright: ignore[reportMissingImports]
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+        class Environment:
+            def reset(self, **row: Any) -> str | None:
+                return None
+
+            def search(self, query: str) -> str:
+                """Search for documents.
+
+                Args:
+                    query: What to look for.
+
+                Returns:
+                    The documents.
+                """
+                server.wait()
+                return "".join(f"Doc {i}(Title: {TITLE}) {TEXT}\n" for i in range(1, NUM_DOCUMENTS + 1))
+
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"]
+        backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens(special[:3])
+        backend.add_tokens(special[3:])
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+        )
+        template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+        config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=8192, **sizes)
+        self.prompt = [{"role": "user", "content": QUESTION}]
+        self.trainer: Any = trl.trainer.grpo_trainer.GRPOTrainer(
+            model=LlamaForCausalLM(config),
+            reward_funcs=lambda completions, **columns: [0.0] * len(completions),
+            args=trl.trainer.grpo_config.GRPOConfig(
+                output_dir=tempfile.mkdtemp(),
+                use_cpu=True,
+                report_to="none",
+                max_completion_length=4096,
+                per_device_train_batch_size=2,
+                num_generations=2,
+            ),
+            train_dataset=datasets.Dataset.from_list([{"prompt": self.prompt}] * 2),
+            processing_class=tokenizer,
+            environment_factory=Environment,
+        )
+        call = f'<tool_call>\n{{"name": "search", "arguments": {{"query": "{QUERY}"}}}}\n</tool_call><|im_end|>'
+        self._replies = [tokenizer.encode(text) for text in (call, f"{ANSWER_TURN}<|im_end|>")]
+        self._calls = 0
+
+        def reply(prompt_ids: list[list[int]], *others: Any, **options: Any) -> tuple[list[list[int]], None]:
+            self._calls += 1
+            return [list(self._replies[(self._calls - 1) % 2]) for _ in prompt_ids], None
+
+        self.trainer._generate_single_turn = reply
+        self.pool = [Environment() for _ in range(NUM_SLOTS)]
+
+    def _play(self, count: int) -> list[Any]:
+        """What the trainer does before and around its loop, for so many prompts."""
+        trainer, pool = self.trainer, self.pool[:count]
+        trainer._batch_environments = [None] * count
+        trainer.environments = pool
+        trainer._sync_tool_dicts = [{"search": environment.search} for environment in pool]
+        trainer._async_tool_dicts = [{} for _ in pool]
+        for environment in pool:
+            environment.reset()
+        return trainer._generate([list(self.prompt) for _ in pool])[3]
+
+    def episode(self) -> float:
+        right = 0
+        for completion in self._play(NUM_SLOTS):
+            roles = [message["role"] for message in completion]
+            right += roles == ["assistant", "tool", "assistant"] and ANSWER in str(completion[-1])
+        return right / NUM_SLOTS
+
+    def vectors(self) -> dict[str, Callable[[], None]]:
+        def step() -> None:
+            self._play(NUM_SLOTS)
+
+        return {"its loop of tool calls": step}
+
+
+class OpenEnvEmpty(Contestant):
     """OpenEnv's base classes in process and an environment that does nothing: it has no search environment."""
 
     def __init__(self, server: Server) -> None:
@@ -310,14 +423,8 @@ class OpenEnvEmpty:
         self.env.step(self.act(text=SEARCH_TURN))
         return float(self.env.step(self.act(text=ANSWER_TURN)).reward)
 
-    def played(self, num_chunks: int) -> Played | None:
-        return None  # there is nothing behind it
 
-    def vectors(self) -> dict[str, Callable[[], None]]:
-        return {}
-
-
-class OpenEnvOurs:
+class OpenEnvOurs(Contestant):
     """search_gym's environment as OpenEnv's, in process, on token ids."""
 
     def __init__(self, server: Server) -> None:
@@ -375,12 +482,13 @@ def _play(
     return observed, total
 
 
-CONTESTANTS: dict[str, tuple[str | None, Callable[[Server], Any]]] = {
+CONTESTANTS: dict[str, tuple[str | None, Callable[[Server], Contestant]]] = {
     "search_gym, token ids": (None, SearchGym),
     "search_gym, text": (None, lambda server: SearchGym(server, text=True)),
     "GEM": ("gem", Gem),
     "SkyRL-gym": ("skyrl", SkyRL),
     "aviary": ("aviary", Aviary),
+    "TRL's loop": ("trl", Trl),
     "OpenEnv, an empty environment": ("openenv", OpenEnvEmpty),
     "search_gym in OpenEnv": ("openenv", OpenEnvOurs),
 }

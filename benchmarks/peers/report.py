@@ -58,7 +58,7 @@ def write_page(page: Path, result: Mapping[str, Any]) -> None:
 
 def draw(result: Mapping[str, Any]) -> Figure:
     """Costs of an episode, and times of a step of 16 searches, on logarithmic axes."""
-    figure = require("matplotlib.figure", extra="agents").Figure(figsize=(10, 3.8), layout="constrained")
+    figure = require("matplotlib.figure", extra="agents").Figure(figsize=(11.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     contestants = result["contestants"]
     names = list(contestants)[::-1]
@@ -73,10 +73,12 @@ def draw(result: Mapping[str, Any]) -> Figure:
     for number, (server, color) in enumerate(zip(SERVERS, ("tab:blue", "tab:orange", "tab:green"), strict=True)):
         found = [by_server[server] for _, by_server in rows]
         _bars(right, [name for name, _ in rows], found, color, 0.25 * (1 - number), 0.25, label=server)
-    right.set(xscale="log", xlabel="ms a step of 16 searches, server of 10 ms", yticks=range(len(rows)))
+    right.set(xscale="log", xlabel="ms a step of 16 searches", yticks=range(len(rows)))
     right.set_yticklabels([name for name, _ in rows], fontsize="small")
     if rows:
-        right.legend(fontsize="small")
+        figure.legend(
+            title="a server that takes 10 ms", loc="outside lower right", ncols=len(SERVERS), fontsize="small"
+        )
     return figure
 
 
