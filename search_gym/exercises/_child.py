@@ -1,0 +1,65 @@
+"""The process in which a submission runs: reads calls from the standard input, writes what they returned to a pipe.
+
+It knows no expected answer. Whatever a submission does to it, it can only change the values that it returns, and
+those are judged elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def encode(value: Any) -> Any:
+    """``value`` as JSON: arrays with their dtype and shape, tuples apart from lists.
+
+    Raises:
+        TypeError: a type that no exercise returns.
+    """
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"expected an array of numbers or booleans, got dtype {array.dtype}; do: return numbers")
+        return {"dtype": array.dtype.str, "shape": array.shape, "data": array.ravel().tolist()}
+    if isinstance(value, (tuple, list)):
+        return {type(value).__name__: [encode(item) for item in value]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"expected numbers, text, arrays, lists or tuples, got {type(value).__name__}; do: return those")
+
+
+def main(path: str, pipe: int) -> None:
+    """Import the file ``path`` and answer the calls, one JSON line each, the last line "end"."""
+    calls = pickle.load(sys.stdin.buffer)
+    with os.fdopen(pipe, "w", encoding="utf-8") as out:
+
+        def answer(row: dict[str, Any]) -> None:
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+
+        try:
+            spec = importlib.util.spec_from_file_location("submission", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules["submission"] = module
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            answer({"import_error": f"{type(error).__name__}: {error}"[:500]})
+            return
+        for number, (name, args, kwargs) in enumerate(calls):
+            try:
+                value = encode(getattr(module, name)(*args, **kwargs))
+                answer({"call": number, "value": value, "args": encode(list(args))})
+            except BaseException as error:
+                answer({"call": number, "error": f"{type(error).__name__}: {error}"[:500]})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
