@@ -26,7 +26,13 @@ TUTORIALS = sorted(path.name for path in (DOCS / "tutorials").glob("*.md") if pa
 QUICK = ["index.md", "environment.md", "tinywiki.md", *(f"tutorials/{name}" for name in TUTORIALS)]
 SLOW = ["index.md", "faq.md", *(f"tutorials/{name}" for name in TUTORIALS)]
 REAL_MODEL = "tutorials/real_model.md"
-OTHERS = {"testing.md": "test_testing", "retrievers.md": "test_docs_retrieval", "algorithms/README.md": "test_docs"}
+OTHERS = {
+    "testing.md": "test_testing",
+    "retrievers.md": "test_docs_retrieval",
+    "algorithms/README.md": "test_docs",
+    "adapters/sb3.md": "test_adapter_sb3",
+    "adapters/gymnasium.md": "test_adapter_sb3",
+}
 """Pages whose python blocks other tests run."""
 PROGRAMS = {"diff", "tensorboard", "accelerate", "git", "cd", "make", "pip", "python", "search-gym"}
 """Programs whose command lines this file or tests/test_docs.py can judge without running them."""
