@@ -23,6 +23,7 @@ from benchmarks.collapse.factors import CATALOGUE
 from benchmarks.collapse.findings import main as write_findings
 from benchmarks.collapse.findings_page import page
 from benchmarks.collapse.indicators import INDICATORS, Indicator, Rule, choose, evaluate, first_alarm, halves
+from benchmarks.collapse.records import load
 from benchmarks.collapse.table import read_table, write_parquet
 
 SEEDS = range(1, 7)
@@ -144,11 +145,32 @@ def test_pairs_are_of_equal_seeds():
     assert mean_difference(pairs, "held_out").estimate == pytest.approx(0.05 - 0.8 * 4 / 6)
 
 
-def test_a_seed_without_every_setting_does_not_count():
+@pytest.mark.parametrize(
+    ("missing", "seeds", "settings"),
+    [
+        ({"ppo-low": [1]}, [2, 3, 4, 5, 6], 3),
+        ({"ppo-low": [1, 2, 3, 4]}, [1, 2, 3, 4, 5, 6], 2),
+        ({"ppo-low": [1, 2, 3, 4], "ppo-top-p": [2, 3, 4, 5, 6]}, [1, 2, 3, 4, 5, 6], 1),
+    ],
+)
+def test_every_seed_that_counts_has_every_setting(missing, seeds, settings):
     data = simulated()
-    records = [r for r in data.records if not (r.cell == "ppo-low" and r.seed == 1)]
+    records = [record for record in data.records if record.seed not in missing.get(record.cell, [])]
     pairs = pairs_of(study(cells(), records, GROUPS), algorithm_settings(data.study, "grpo", "ppo"))
-    assert list(by_seed(pairs, has_collapsed)) == [2, 3, 4, 5, 6]
+    assert list(by_seed(pairs, has_collapsed)) == seeds
+    assert len({pair.setting for pair in pairs}) == settings
+    assert len(pairs) == len(seeds) * settings
+
+
+def test_two_seeds_of_many_settings_give_way_to_three_of_few():
+    cells = [cell_of(f"{algorithm}-{k}", algorithm, top_p=k / 10) for k in range(1, 7) for algorithm in ("ppo", "grpo")]
+    records = [
+        run(cell["cell"], seed=seed, algorithm=cell["algorithm"], levels=cell["levels"])
+        for cell in cells
+        for seed in ([1, 2, 3] if cell["cell"].endswith("-1") else [1, 2])
+    ]
+    data = study(cells, records)
+    assert len(pairs_of(data, algorithm_settings(data.study, "grpo", "ppo"))) == 3
 
 
 def test_main_effects_of_a_fraction():
@@ -389,3 +411,16 @@ def test_the_figures_of_the_results_are_those_of_their_runs():
         own = [[em for _, em in sorted(curve)] for (name, _), curve in curves.items() if name == cell["cell"]]
         assert cell["n"] == len(own)
         assert cell["collapsed"] == sum(collapse_update(em) is not None for em in own)
+
+
+def test_updates_without_a_row_keep_the_exact_match_before_them(tmp_path):
+    """A run that trained at its second and third update alone, and one that never did."""
+    (tmp_path / "study.json").write_text(json.dumps(study(cells(), [], GROUPS).study))
+    common = {"algorithm": "grpo", "status": "finished", "updates": 5, "held_out.all": 0.0}
+    rows = [{**common, "cell": "grpo-two", "seed": seed} for seed in (1, 2)]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve = [{"cell": "grpo-two", "seed": 1, "update": i, "rollout/em": em} for i, em in ((2, 0.25), (3, 0.5))]
+    write_parquet(tmp_path / "table.parquet", curve)
+    found = load(tmp_path).records
+    assert [record.em.tolist() for record in found] == [[0, 0.25, 0.5, 0.5, 0.5], [0, 0, 0, 0, 0]]
+    assert [record.outcome.kind for record in found] == ["kept", "never learned"]

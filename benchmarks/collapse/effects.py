@@ -23,7 +23,17 @@ import numpy as np
 from benchmarks.collapse import estimates
 from benchmarks.collapse.contrasts import Contrast, Setting, algorithm_settings, contrasts
 from benchmarks.collapse.cox import Cox
-from benchmarks.collapse.estimates import Interval, bootstrap, fisher, holm, improvement, iqm, share_difference, student
+from benchmarks.collapse.estimates import (
+    FEWEST_SEEDS,
+    Interval,
+    bootstrap,
+    fisher,
+    holm,
+    improvement,
+    iqm,
+    share_difference,
+    student,
+)
 from benchmarks.collapse.records import Record, StudyData
 from benchmarks.collapse.survival import log_rank
 from search_gym.errors import OptionError
@@ -81,23 +91,42 @@ class Pair:
 
 
 def pairs_of(data: StudyData, settings: Sequence[Setting]) -> list[Pair]:
-    """The runs of each setting that have the same seed in both cells, where both are finished."""
+    """The runs of each setting that have the same seed in both cells, where both are finished; the most of these that
+    are `balanced`."""
     found = []
     for i, setting in enumerate(settings):
         others = {record.seed: record for record in data.of_cell(setting.other)}
         found += [Pair(i, one, others[one.seed]) for one in data.of_cell(setting.one) if one.seed in others]
-    return found
+    return balanced(found)
+
+
+def balanced(pairs: Sequence[Pair]) -> list[Pair]:
+    """The most pairs of which every seed has every setting, so that neither can be mistaken for the other.
+
+    With `FEWEST_SEEDS` seeds if there are so many, because fewer give no interval.
+    """
+    seeds: dict[int, set[int]] = {}
+    for pair in pairs:
+        seeds.setdefault(pair.one.seed, set()).add(pair.setting)
+    ordered = sorted(seeds, key=lambda seed: (-len(seeds[seed]), seed))
+    choices: list[tuple[bool, int, int]] = []
+    for number in range(1, len(ordered) + 1):
+        shared = set.intersection(*(seeds[seed] for seed in ordered[:number]))
+        choices.append((bool(shared) and number >= FEWEST_SEEDS, number * len(shared), number))
+    if not choices:
+        return []
+    number = max(choices)[2]
+    shared = set.intersection(*(seeds[seed] for seed in ordered[:number]))
+    return [pair for pair in pairs if pair.one.seed in ordered[:number] and pair.setting in shared]
 
 
 def by_seed(pairs: Sequence[Pair], measure: Measure) -> dict[int, float]:
-    """The mean difference of each seed that has every setting; of each seed, if none has."""
-    settings = {pair.setting for pair in pairs}
+    """The mean difference of each seed."""
     seeds: dict[int, list[Pair]] = {}
     for pair in pairs:
         seeds.setdefault(pair.one.seed, []).append(pair)
-    whole = {seed: some for seed, some in seeds.items() if len(some) == len(settings)} or seeds
     return {
-        seed: fmean(measure(pair.one) - measure(pair.other) for pair in some) for seed, some in sorted(whole.items())
+        seed: fmean(measure(pair.one) - measure(pair.other) for pair in some) for seed, some in sorted(seeds.items())
     }
 
 

@@ -24,7 +24,11 @@ EM = "rollout/em"
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run. ``metrics`` hold a value for each row of its curve, NaN where there is none."""
+    """A finished run. ``metrics`` hold a value for each update, NaN where there is none.
+
+    An update that found nothing to train on has left no row. The policy was the same after it as before, so exact match
+    is that of the update before; 0 where there was none.
+    """
 
     cell: str
     algorithm: str
@@ -118,24 +122,35 @@ def load(folder: Path) -> StudyData:
     if finished:
         for row in read_table(folder):
             rows.setdefault((row["cell"], row["seed"]), []).append(row)
-    return StudyData(study, planned, [_record(run, rows[key]) for key, run in finished.items() if key in rows])
+    return StudyData(study, planned, [_record(run, rows.get(key, [])) for key, run in finished.items()])
 
 
 def _record(run: Mapping[str, Any], rows: list[dict[str, Any]]) -> Record:
-    rows = sorted(rows, key=lambda row: row["update"])
+    by_update = {row["update"]: row for row in rows}
+    updates = np.arange(1, max([*by_update, run.get("updates") or 1]) + 1)
     names = {name for row in rows for name, value in row.items() if "/" in name and isinstance(value, (int, float))}
-    metrics = {name: np.array([row.get(name, np.nan) for row in rows], dtype=np.float64) for name in sorted(names)}
+    metrics = {
+        name: np.array([by_update.get(update, {}).get(name, np.nan) for update in updates], dtype=np.float64)
+        for name in sorted(names)
+    }
+    metrics[EM] = _held(metrics.get(EM, np.full(len(updates), np.nan)))
     return Record(
         cell=run["cell"],
         algorithm=run["algorithm"],
         levels=_after(run, "factor."),
         seed=run["seed"],
-        updates=np.array([row["update"] for row in rows]),
+        updates=updates,
         metrics=metrics,
         held_out=_after(run, HELD_OUT),
         held_out_common=_after(run, COMMON),
         commit=run.get("commit"),
     )
+
+
+def _held(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Each missing value (n,) replaced by the one before it, 0 at the start."""
+    last = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(len(values)), -1))
+    return np.where(last >= 0, values[last], 0.0)
 
 
 def _after(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:

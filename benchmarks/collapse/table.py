@@ -49,9 +49,10 @@ def run_rows(study: Study, folder: Path) -> Iterator[dict[str, Any]]:
                 "updates": result["updates"],
                 **{f"held_out.{kind}": by["em"]["mean"] for kind, by in result["held_out"].items()},
                 **{f"held_out_common.{kind}": by["em"]["mean"] for kind, by in result["held_out_common"].items()},
-                "best_em": max(running_means(em)),
-                "final_em": running_means(em)[-1],
-                **collapse_of(em),
+                # A run that never found anything to train on has no row at all.
+                "best_em": max(running_means(em)) if em else None,
+                "final_em": running_means(em)[-1] if em else None,
+                **(collapse_of(em) if em else {"collapsed": False, "collapse_update": None}),
             }
         yield row
 
