@@ -163,7 +163,7 @@ def load(path: Path) -> Study:
         raise OptionError(f"expected a study in {path}, got {error}; do: correct the file") from error
     try:
         return parse(data)
-    except OptionError as error:
+    except (OptionError, UnknownNameError) as error:
         raise type(error)(f"{path}: {error}") from error
 
 
