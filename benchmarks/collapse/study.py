@@ -25,7 +25,7 @@ from benchmarks.collapse.factors import (
     complete,
     options_of,
 )
-from search_gym.errors import OptionError
+from search_gym.errors import OptionError, UnknownNameError
 
 STUDIES = Path(__file__).parent / "studies"
 DESIGNS = ("crossing", "one-at-a-time", "fraction", "cells")
