@@ -1,5 +1,7 @@
 # `make demo` and `make test` set up everything they need in .venv. PYTHON names the interpreter (>= 3.11).
 PYTHON ?= python3
+# Processes that run tests beside each other.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := agents,bm25,data,dense,gguf,http,lora,onnx,sb3,server,study,test
@@ -26,7 +28,7 @@ demo: $(VENV)/.installed  ## train PPO on the embedded world, evaluate, and writ
 	$(BIN)/python -m agents.demo --run-dir runs/demo
 
 test: $(VENV)/.installed  ## run the test suite (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadscope
 
 test-all: $(VENV)/.installed-models  ## run every test, the slow ones and those on real models included
 	$(BIN)/python -m pytest
