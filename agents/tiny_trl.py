@@ -10,13 +10,13 @@ import functools
 import re
 from typing import Any
 
-import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from agents.models import load_model
+from agents.policy import evaluate_tokens
 from search_gym import WordCodec
 from search_gym.codec import TokenCodec
 from search_gym.errors import OptionError
@@ -110,16 +110,12 @@ def _score_with_own_logits(model: Any, temperature: float) -> None:
         from trl.trainer.utils import FusedCausalLMOutput  # pyright: ignore[reportMissingImports]
 
         is_scored = labels != -100
-        first = int(is_scored.any(dim=0).nonzero()[0])
-        logits = forward(*args, **options, use_cache=False, logits_to_keep=labels.shape[1] - first + 1).logits
-        logprobs = (logits[:, :-1] / temperature).log_softmax(dim=-1)
-        chosen = logprobs.gather(-1, labels[:, first:, None].clamp_min(0)).squeeze(-1)
-        with torch.no_grad():
-            entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
-        chosen, entropies = (
-            torch.nn.functional.pad(x * is_scored[:, first:], (first - 1, 0)) for x in (chosen, entropies)
+        scores = evaluate_tokens(
+            model, options["input_ids"], options["attention_mask"].bool(), is_scored, temperature, entropy_grad=False
         )
-        return FusedCausalLMOutput(log_probs=chosen, entropy=entropies, label_mask=is_scored[:, 1:])
+        return FusedCausalLMOutput(
+            log_probs=scores.logprobs[:, 1:], entropy=scores.entropies[:, 1:], label_mask=is_scored[:, 1:]
+        )
 
     model.forward = scoring_forward
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 sb3 = pytest.importorskip("stable_baselines3", reason="needs the extra sb3")
 contrib = pytest.importorskip("sb3_contrib", reason="needs the extra sb3")
@@ -42,7 +44,11 @@ def test_vector_environments_take_the_views(vec_env_cls):
 
 def test_the_one_token_view_trains():
     envs = make_vec_env(token_env, n_envs=2, seed=1, env_kwargs={**OPTIONS, "max_context_tokens": 160})
-    contrib.MaskablePPO("MultiInputPolicy", envs, n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(16)
+    model = contrib.MaskablePPO("MultiInputPolicy", envs, n_steps=8, batch_size=16, n_epochs=1, device="cpu")
+    before = [weight.clone() for weight in model.policy.parameters()]
+    model.learn(16)
+    assert model.num_timesteps == 16
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
 @pytest.mark.slow
@@ -58,4 +64,10 @@ def test_maskable_ppo_learns_one_hop():
 @pytest.mark.parametrize("name", ["sb3", "gymnasium"])
 def test_the_code_of_the_page_runs(name):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.with_stem(name).read_text(encoding="utf-8"), flags=re.DOTALL)
-    exec(compile(code, f"{name}.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(code, f"{name}.md", "exec"), names)
+    if name == "gymnasium":
+        assert len(names["observations"]) == len(names["envs"].env_fns) == 2
+    else:
+        assert len(names["rewards"]) == 10
+        assert set(names["rewards"]) <= {0.0, 1.0}
