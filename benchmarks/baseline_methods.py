@@ -169,6 +169,18 @@ class Scripted:
         return Outcome([question_kind(question) for question in questions], scores)
 
 
+@dataclass(frozen=True)
+class StableBaselines:
+    """An algorithm of Stable-Baselines3 or sb3-contrib: its policy chooses among the names and relations in sight."""
+
+    algorithm: Literal["PPO", "MaskablePPO"]
+
+    def __call__(self, size: Size, seed: int, run_dir: Path) -> Outcome:
+        from benchmarks.sb3 import Settings, train_and_evaluate
+
+        return train_and_evaluate(self.algorithm, size, seed, run_dir, Settings())
+
+
 METHODS: dict[str, Method] = {
     "base": Method("base model", "", base),
     "direct": Method("direct inference", "SFT on {n} demonstrations of the form", Supervised("direct")),
@@ -201,6 +213,8 @@ METHODS: dict[str, Method] = {
     "static-rag-max-ppo": Method("static RAG, k = 4, PPO", "reward", Reinforced("ppo", static_rag_max_envs)),
     "ppo": Method("Search-R1, PPO", "reward", Reinforced("ppo")),
     "grpo": Method("Search-R1, GRPO", "reward", Reinforced("grpo")),
+    "sb3-ppo": Method("Stable-Baselines3's PPO, macro actions", "reward", StableBaselines("PPO")),
+    "sb3-maskable-ppo": Method("sb3-contrib's MaskablePPO, macro actions", "reward", StableBaselines("MaskablePPO")),
     "single-search": Method("one search by a program", "", Scripted(SingleSearchPolicy())),
     "oracle": Method("a search a hop by a program", "", Scripted(OraclePolicy())),
 }

@@ -12,12 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stable_baselines3.common.env_util import make_vec_env
-
 from agents.models import load_model
 from agents.tasks import env_options, make_envs, question_kind, reuse
 from benchmarks.baseline_methods import METRICS, Outcome, Size, held_out, timed, untouched
 from search_gym.adapters.sb3 import Played, macro_env, play
+from search_gym.plugins import require
 from search_gym.rewards import em_score
 
 
@@ -39,17 +38,19 @@ class Settings:
 
 
 def train_and_evaluate(algorithm: str, size: Size, seed: int, run_dir: Path, settings: Settings) -> Outcome:
-    """Train "PPO" or "MaskablePPO" and answer the held-out questions; the model is saved in ``run_dir``."""
-    if algorithm == "PPO":
-        from stable_baselines3 import PPO as Algorithm
-    else:
-        from sb3_contrib import MaskablePPO as Algorithm
+    """Train "PPO" or "MaskablePPO" and answer the held-out questions; the model is saved in ``run_dir``.
+
+    Raises:
+        MissingDependencyError: the libraries are not installed.
+    """
+    package = require("stable_baselines3" if algorithm == "PPO" else "sb3_contrib", extra="sb3")
+    make_vec_env = require("stable_baselines3.common.env_util", extra="sb3").make_vec_env
     codec = load_model("tiny")[1]
     slots = {"env_id": "search_gym/SearchQA-v0", "num_names": settings.num_names}
     slots["num_relations"] = settings.num_relations
     options = {**env_options(size.env, codec), **reuse(make_envs(size.env, codec, 1)), **slots}
     envs = make_vec_env(macro_env, n_envs=settings.num_envs, seed=seed, env_kwargs=options)
-    model = Algorithm(
+    model = getattr(package, algorithm)(
         "MultiInputPolicy",
         envs,
         n_steps=settings.n_steps,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import baselines
-from benchmarks.baseline_methods import METHODS, Reinforced, Size
+from benchmarks.baseline_methods import METHODS, Reinforced, Size, StableBaselines
 from benchmarks.baselines import BaselinesConfig, compare, comparisons_table, main, page, run_method, summarise, table
 from search_gym.errors import OptionError, UnknownNameError
 
@@ -49,7 +49,9 @@ def test_a_row_has_a_score_for_every_question(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if not isinstance(METHODS[name].run, Reinforced)])
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if not isinstance(METHODS[name].run, (Reinforced, StableBaselines))]
+)
 def test_every_supervised_method_runs(tmp_path, name):
     method = METHODS[name].run
     if name.startswith("rejection"):
