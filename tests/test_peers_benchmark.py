@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import contestants, report, venvs
+from benchmarks.peers import episode, report, venvs
 from benchmarks.peers.__main__ import PeersConfig, main, summary
-from benchmarks.peers.contestants import CONTESTANTS, SearchGym, Server
+from benchmarks.peers.contestants import CONTESTANTS, SearchGym
+from benchmarks.peers.episode import Server
 from benchmarks.peers.worker import SERVERS
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ def test_the_interval_is_around_the_median() -> None:
 
 def test_a_server_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(contestants.time, "sleep", slept.append)
+    monkeypatch.setattr(episode.time, "sleep", slept.append)
     for server in (Server(), Server(0.01), Server(0.01, serial=True), Server(0.01, per_query=True)):
         server.wait(16)
     assert slept == [0.01, 0.01, 0.16]
@@ -63,7 +64,7 @@ def test_all_searches_of_a_step_are_one_request_here(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(server, "wait", asked.append)
     (step,) = SearchGym(server).vectors().values()
     step()
-    assert asked == [contestants.NUM_SLOTS]
+    assert asked == [episode.NUM_SLOTS]
 
 
 def test_every_peer_has_a_table_and_its_test_a_file() -> None:

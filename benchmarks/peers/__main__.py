@@ -3,9 +3,10 @@
     python -m benchmarks.peers.venvs --names openenv skyrl gem aviary trl
     python -m benchmarks.peers
 
-Each contestant (benchmarks/peers/contestants.py is all of their code) is a process of its own, in an environment of its
-own, and idle until it is asked. They take turns, round by round and in changing order, on one machine, so that whatever
-else it does hits all of them alike; reported are medians over the rounds with 95 % bootstrap intervals.
+Each contestant is a process of its own, in an environment of its own, and idle until it is asked;
+benchmarks/peers/contestants.py and trl_loop.py are all of their code. They take turns, round by round and in changing
+order, on one machine, so that whatever else it does hits all of them alike; reported are medians over the rounds with
+95 % bootstrap intervals.
 
 * An episode: reset, one search, one answer, with a stub for the search server that answers at once; CPU time, all
   threads of the process together.

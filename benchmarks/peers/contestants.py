@@ -9,73 +9,27 @@ to let ``NUM_SLOTS`` episodes search at the same time.
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
-QUESTION = "Who played Brian O'Conner in The Fast and the Furious?"
-ANSWER = "Paul Walker"
-SEARCH_TURN = "<think>I do not know the cast by heart.</think><search>actor of Brian O'Conner</search>"
-ANSWER_TURN = "<think>The first document names Paul Walker.</think><answer>Paul Walker</answer>"
-QUERY = "actor of Brian O'Conner"
-TITLE, TEXT = "Paul Walker", "Paul William Walker IV (born September 12, 1973) was an American actor."
-NUM_DOCUMENTS = 3
-NUM_SLOTS = 16
-Played = tuple[str, float]
-"""The text of all observations after the prompt, and the sum of rewards."""
-
-
-class Server:
-    """A search server that takes ``seconds`` for a request; one at a time if ``serial``, however many queries it has.
-
-    ``per_query``: every query of a request takes ``seconds``, so that batches gain nothing.
-    """
-
-    def __init__(self, seconds: float = 0.0, *, serial: bool = False, per_query: bool = False) -> None:
-        self.seconds, self.per_query = seconds, per_query
-        self._lock = threading.Lock() if serial or per_query else None
-        self._async_lock = asyncio.Lock()
-
-    def wait(self, num_queries: int = 1) -> None:
-        """Take as long as a request of so many queries takes."""
-        if not self.seconds:
-            return
-        seconds = self.seconds * (num_queries if self.per_query else 1)
-        if self._lock is None:
-            time.sleep(seconds)
-        else:
-            with self._lock:
-                time.sleep(seconds)
-
-    async def wait_async(self) -> None:
-        """The same for a request of one query, without a thread."""
-        if not self.seconds:
-            return
-        if self._lock is None:
-            await asyncio.sleep(self.seconds)
-        else:
-            async with self._async_lock:
-                await asyncio.sleep(self.seconds)
-
-
-class Contestant:
-    """What is asked of every one; `episode` is one call, which plays ``per_call`` episodes."""
-
-    per_call = 1
-
-    def episode(self) -> float:
-        """Play, and return the mean reward."""
-        raise NotImplementedError
-
-    def played(self, num_chunks: int) -> Played | None:
-        """What came of an episode whose turns were given in so many chunks; None where an action has no parts."""
-        return None
-
-    def vectors(self) -> dict[str, Callable[[], None]]:
-        """Ways to let ``NUM_SLOTS`` episodes begin and search."""
-        return {}
+from benchmarks.peers.episode import (
+    ANSWER,
+    ANSWER_TURN,
+    NUM_DOCUMENTS,
+    NUM_SLOTS,
+    QUERY,
+    QUESTION,
+    SEARCH_TURN,
+    TEXT,
+    TITLE,
+    Contestant,
+    Played,
+    Server,
+    play,
+    stub,
+)
+from benchmarks.peers.trl_loop import Trl
 
 
 class SearchGym(Contestant):
@@ -84,15 +38,10 @@ class SearchGym(Contestant):
     def __init__(self, server: Server, *, text: bool = False) -> None:
         import gymnasium as gym
 
-        from search_gym import ByteCodec, Document, Question
+        from search_gym import ByteCodec, Question
         from search_gym.wrappers import TextTurns
 
-        class Stub:
-            def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-                server.wait(len(queries))
-                return [[Document(str(i), TITLE, TEXT) for i in range(k)] for _ in queries]
-
-        options: dict[str, Any] = {"questions": [Question("q", QUESTION, (ANSWER,))], "retriever": Stub()}
+        options: dict[str, Any] = {"questions": [Question("q", QUESTION, (ANSWER,))], "retriever": stub(server)}
         env = gym.make("search_gym/SearchQA-v0", **options)
         self.env: Any = TextTurns(env) if text else env
         encode = (lambda turn: turn) if text else ByteCodec().encode
@@ -112,7 +61,7 @@ class SearchGym(Contestant):
             observation, reward, terminated, truncated, _ = self.env.step(chunk)
             return decode(observation), float(reward), terminated or truncated
 
-        return _play(self.env.reset, step, (self.search, self.answer), num_chunks)
+        return play(self.env.reset, step, (self.search, self.answer), num_chunks)
 
     def vectors(self) -> dict[str, Callable[[], None]]:
         if self.envs is None:
@@ -166,7 +115,7 @@ class Gem(Contestant):
             observation, reward, terminated, truncated, _ = self.env.step(chunk)
             return observation, float(reward), terminated or truncated
 
-        return _play(self.env.reset, step, (SEARCH_TURN, ANSWER_TURN), num_chunks)
+        return play(self.env.reset, step, (SEARCH_TURN, ANSWER_TURN), num_chunks)
 
     def vectors(self) -> dict[str, Callable[[], None]]:
         def stepping(envs: Any) -> Callable[[], None]:
@@ -223,7 +172,7 @@ class SkyRL(Contestant):
             text = "".join(message["content"] for message in output["observations"])
             return text, float(output["reward"]), output["done"]
 
-        return _play(lambda: None, step, (SEARCH_TURN, ANSWER_TURN), num_chunks)
+        return play(lambda: None, step, (SEARCH_TURN, ANSWER_TURN), num_chunks)
 
     def vectors(self) -> dict[str, Callable[[], None]]:
         def loop() -> None:
@@ -286,107 +235,6 @@ class Aviary(Contestant):
         return {"asyncio.gather": lambda: self._run(together())}
 
 
-class Trl(Contestant):
-    """TRL's loop of tool calls around an ``environment_factory`` object with a search tool, its generation replaced.
-
-    An episode is one prompt of a batch of ``NUM_SLOTS`` in that loop: reset, the chat template and its tokens, the
-    first reply parsed, the tool, the tokens of its result, and the last reply parsed. What the model would have sampled
-    is there at once. A step of many is the same batch, two replies each, because the loop has no smaller part.
-    """
-
-    per_call = NUM_SLOTS
-
-    def __init__(self, server: Server) -> None:
-        import tempfile
-        from pathlib import Path
-
-        import datasets
-        import trl.trainer.grpo_config  # pyright: ignore[reportMissingImports]
-        import trl.trainer.grpo_trainer  # pyright: ignore[reportMissingImports]
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-        class Environment:
-            def reset(self, **row: Any) -> str | None:
-                return None
-
-            def search(self, query: str) -> str:
-                """Search for documents.
-
-                Args:
-                    query: What to look for.
-
-                Returns:
-                    The documents.
-                """
-                server.wait()
-                return "".join(f"Doc {i}(Title: {TITLE}) {TEXT}\n" for i in range(1, NUM_DOCUMENTS + 1))
-
-        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"]
-        backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        backend.add_special_tokens(special[:3])
-        backend.add_tokens(special[3:])
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
-        )
-        template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-        sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
-        config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=8192, **sizes)
-        self.prompt = [{"role": "user", "content": QUESTION}]
-        self.trainer: Any = trl.trainer.grpo_trainer.GRPOTrainer(
-            model=LlamaForCausalLM(config),
-            reward_funcs=lambda completions, **columns: [0.0] * len(completions),
-            args=trl.trainer.grpo_config.GRPOConfig(
-                output_dir=tempfile.mkdtemp(),
-                use_cpu=True,
-                report_to="none",
-                max_completion_length=4096,
-                per_device_train_batch_size=2,
-                num_generations=2,
-            ),
-            train_dataset=datasets.Dataset.from_list([{"prompt": self.prompt}] * 2),
-            processing_class=tokenizer,
-            environment_factory=Environment,
-        )
-        call = f'<tool_call>\n{{"name": "search", "arguments": {{"query": "{QUERY}"}}}}\n</tool_call><|im_end|>'
-        self._replies = [tokenizer.encode(text) for text in (call, f"{ANSWER_TURN}<|im_end|>")]
-        self._calls = 0
-
-        def reply(prompt_ids: list[list[int]], *others: Any, **options: Any) -> tuple[list[list[int]], None]:
-            self._calls += 1
-            return [list(self._replies[(self._calls - 1) % 2]) for _ in prompt_ids], None
-
-        self.trainer._generate_single_turn = reply
-        self.pool = [Environment() for _ in range(NUM_SLOTS)]
-
-    def _play(self, count: int) -> list[Any]:
-        """What the trainer does before and around its loop, for so many prompts."""
-        trainer, pool = self.trainer, self.pool[:count]
-        trainer._batch_environments = [None] * count
-        trainer.environments = pool
-        trainer._sync_tool_dicts = [{"search": environment.search} for environment in pool]
-        trainer._async_tool_dicts = [{} for _ in pool]
-        for environment in pool:
-            environment.reset()
-        return trainer._generate([list(self.prompt) for _ in pool])[3]
-
-    def episode(self) -> float:
-        right = 0
-        for completion in self._play(NUM_SLOTS):
-            roles = [message["role"] for message in completion]
-            right += roles == ["assistant", "tool", "assistant"] and ANSWER in str(completion[-1])
-        return right / NUM_SLOTS
-
-    def vectors(self) -> dict[str, Callable[[], None]]:
-        def step() -> None:
-            self._play(NUM_SLOTS)
-
-        return {"its loop of tool calls": step}
-
-
 class OpenEnvEmpty(Contestant):
     """OpenEnv's base classes in process and an environment that does nothing: it has no search environment."""
 
@@ -428,16 +276,11 @@ class OpenEnvOurs(Contestant):
     """search_gym's environment as OpenEnv's, in process, on token ids."""
 
     def __init__(self, server: Server) -> None:
-        from search_gym import ByteCodec, Document, Question
+        from search_gym import ByteCodec, Question
         from search_gym.adapters._play import SharedTask
         from search_gym.adapters.openenv import SearchAction, SearchEnvironment
 
-        class Stub:
-            def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-                server.wait(len(queries))
-                return [[Document(str(i), TITLE, TEXT) for i in range(k)] for _ in queries]
-
-        options = {"questions": [Question("q", QUESTION, (ANSWER,))], "retriever": Stub()}
+        options = {"questions": [Question("q", QUESTION, (ANSWER,))], "retriever": stub(server)}
         self.shared = SharedTask.of("search_gym/SearchQA-v0", options)
         self.make, self.act = lambda: SearchEnvironment(self.shared), SearchAction
         self.env = self.make()
@@ -455,7 +298,7 @@ class OpenEnvOurs(Contestant):
             found = self.env.step(self.act(token_ids=chunk))
             return found.text, float(found.reward), found.done
 
-        return _play(self.env.reset, step, (self.search, self.answer), num_chunks)
+        return play(self.env.reset, step, (self.search, self.answer), num_chunks)
 
     def vectors(self) -> dict[str, Callable[[], None]]:
         def step() -> None:
@@ -464,22 +307,6 @@ class OpenEnvOurs(Contestant):
             list(self._threads.map(lambda env: env.step(self.act(token_ids=self.search)), self._envs))
 
         return {"threads, as its server does": step}
-
-
-def _play(
-    reset: Callable[[], Any], step: Callable[[Any], tuple[str, float, bool]], turns: Sequence[Any], num_chunks: int
-) -> Played:
-    """An episode whose turns are given in so many chunks, until it ends."""
-    reset()
-    observed, total = "", 0.0
-    for turn in turns:
-        size = -(-len(turn) // num_chunks)
-        for start in range(0, len(turn), size):
-            text, reward, is_over = step(turn[start : start + size])
-            observed, total = observed + text, total + reward
-            if is_over:
-                return observed, total
-    return observed, total
 
 
 CONTESTANTS: dict[str, tuple[str | None, Callable[[Server], Contestant]]] = {

@@ -8,7 +8,8 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.peers.contestants import CONTESTANTS, Contestant, Server
+from benchmarks.peers.contestants import CONTESTANTS
+from benchmarks.peers.episode import Contestant, Server
 
 SERVERS = {
     "requests in parallel": {},
