@@ -1,0 +1,175 @@
+"""Checks of what a student's functions return, made outside of the process in which they run.
+
+An exercise's ``checks.py`` holds ``CHECKS: tuple[Check, ...]``. A check draws inputs from a generator that is seeded by
+student and check, asks the `Caller` for the student's values, and compares them with a reference of its own::
+
+    def run(call: Caller, rng: np.random.Generator) -> str | None:
+        cases = [(rng.normal(size=(2, 5)),) for _ in range(50)]
+        for (x,), got in zip(cases, call.many("f", cases), strict=True):
+            if problem := unlike(got, np.tanh(x)):
+                return f"f({show(x)}): {problem}. Did you ...?"
+        return None
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_gym.errors import SearchGymError
+from search_gym.exercises.catalogue import Exercise
+from search_gym.exercises.sandbox import CallResult, SandboxLimits, call_functions
+
+
+class StudentError(SearchGymError, RuntimeError):
+    """A student's function failed, or returned something of another kind than it should; the message is for them."""
+
+
+class Caller:
+    """Calls functions of a submission in its sandbox; values come back as numpy arrays and plain Python data."""
+
+    def __init__(self, path: Path, limits: SandboxLimits | None = None) -> None:
+        self.path = path
+        self.limits = limits or SandboxLimits()
+
+    def __call__(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The value of one call.
+
+        Raises:
+            StudentError: the function is missing, raised, took too long, or returned something that has no value.
+        """
+        return _value(name, self._results([(name, args, kwargs)])[0])
+
+    def many(self, name: str, cases: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
+        """The values of a call for each of ``cases``, tuples of arguments; all in one process.
+
+        Raises:
+            StudentError: as for a single call; of the first that failed.
+        """
+        return [_value(name, result) for result in self.results(name, cases, **kwargs)]
+
+    def results(self, name: str, cases: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[CallResult]:
+        """What each call came to, failures and the arguments afterwards included."""
+        return self._results([(name, tuple(case), kwargs) for case in cases])
+
+    def _results(self, calls: Sequence[tuple[str, tuple[Any, ...], Mapping[str, Any]]]) -> list[CallResult]:
+        return call_functions(self.path, calls, self.limits)
+
+
+def _value(name: str, result: CallResult) -> Any:
+    error = result.error
+    if error is None:
+        return result.value
+    if error.startswith("NotImplementedError"):
+        raise StudentError(f"{name} is not written yet")
+    if error.startswith("AttributeError: module 'submission' has no attribute"):
+        raise StudentError(f"expected a function {name} in your file, got none; do: keep the names of the starter file")
+    raise StudentError(f"{name} failed: {error}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property. ``why`` says in a sentence what goes wrong in training without it.
+
+    ``run`` returns None if all is well, else one message: which input, what was expected, what came, and the
+    misconception that this usually is. It may raise `StudentError`.
+    """
+
+    name: str
+    points: float
+    why: str
+    run: Callable[[Caller, np.random.Generator], str | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found; ``message`` is None when it passed."""
+
+    check: Check
+    message: str | None
+
+    @property
+    def points(self) -> float:
+        """What it is worth: all or nothing."""
+        return 0.0 if self.message else self.check.points
+
+
+def run_checks(exercise: Exercise, path: Path, seed: int = 0, student: str = "") -> list[Outcome]:
+    """The outcome of every check of ``exercise`` for the file ``path``; ``seed`` and ``student`` decide the inputs."""
+    caller = Caller(path)
+    return [run_check(check, caller, check_generator(seed, student, check.name)) for check in exercise.checks]
+
+
+def run_check(check: Check, caller: Caller, rng: np.random.Generator) -> Outcome:
+    """The outcome of one check."""
+    try:
+        return Outcome(check, check.run(caller, rng))
+    except StudentError as error:
+        return Outcome(check, str(error))
+
+
+def check_generator(seed: int, student: str, name: str) -> np.random.Generator:
+    """The random numbers of one check for one student, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{student}\0{name}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+def unlike(got: Any, expected: Any, *, rtol: float = 1e-6, atol: float = 1e-9) -> str | None:
+    """How ``got`` differs from the number or array ``expected``, None if it does not. Nothing equals a NaN that came."""
+    if isinstance(got, (list, tuple)):
+        got = np.array(got) if all(isinstance(item, (int, float)) for item in got) else got
+    if not isinstance(got, (int, float, np.ndarray)):
+        return f"expected {_kind(expected)}, got {type(got).__name__} {show(got)}"
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape:
+        return f"expected {_kind(expected)}, got {_kind(got)}"
+    if expected.dtype.kind == "b" and got.dtype.kind != "b":
+        return f"expected booleans, got numbers of dtype {got.dtype}"
+    if np.allclose(got, expected, rtol=rtol, atol=atol):
+        return None
+    if not expected.ndim:
+        return f"expected {show(expected)}, got {show(got)}"
+    wrong = ~np.isclose(got, expected, rtol=rtol, atol=atol)
+    where = tuple(int(i) for i in np.argwhere(wrong)[0])
+    place = where[0] if len(where) == 1 else where
+    return (
+        f"expected {show(expected[where])} at index {place}, got {show(got[where])} "
+        f"({int(wrong.sum())} of {wrong.size} entries differ)"
+    )
+
+
+def _kind(value: Any) -> str:
+    array = np.asarray(value)
+    return f"an array of shape {array.shape}" if array.ndim else "a number"
+
+
+def show(value: Any, limit: int = 300) -> str:
+    """``value`` for a message: rounded, on one line, not too long."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        text = np.array2string(np.asarray(value), precision=4, separator=", ", threshold=60)
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    else:
+        text = repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def changed(result: CallResult, given: Sequence[Any]) -> int | None:
+    """Which of the arguments ``given`` was changed in place by the call; None if none was."""
+    if result.error is not None:
+        return None
+    for number, (before, after) in enumerate(zip(given, result.args, strict=False)):
+        same = (
+            np.array_equal(before, after, equal_nan=before.dtype.kind == "f")
+            if isinstance(before, np.ndarray) and isinstance(after, np.ndarray)
+            else before == after
+        )
+        if not same:
+            return number
+    return None
