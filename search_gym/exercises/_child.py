@@ -17,7 +17,7 @@ import numpy as np
 
 
 def encode(value: Any) -> Any:
-    """``value`` as JSON: arrays with their dtype and shape, tuples apart from lists.
+    """``value`` as JSON: arrays with their dtype and shape; tuples, lists and dicts with text keys apart.
 
     Raises:
         TypeError: a type that no exercise returns.
@@ -29,9 +29,14 @@ def encode(value: Any) -> Any:
         return {"dtype": array.dtype.str, "shape": array.shape, "data": array.ravel().tolist()}
     if isinstance(value, (tuple, list)):
         return {type(value).__name__: [encode(item) for item in value]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: encode(item) for key, item in value.items()}}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"expected numbers, text, arrays, lists or tuples, got {type(value).__name__}; do: return those")
+    raise TypeError(
+        f"expected numbers, text, arrays, lists, tuples or dicts with text keys, got {type(value).__name__}; "
+        "do: return those"
+    )
 
 
 def main(path: str, pipe: int) -> None:

@@ -65,9 +65,7 @@ class Exercise:
 
 EXERCISES = (
     Exercise(1, "tags", "Turns, tags and the mask of sampled tokens", 30, ("parse_turn", "loss_mask"), "loss_mask"),
-    Exercise(
-        2, "reward-hacking", "A reward, and how to be paid without an answer", 30, ("reward", "exploit"), "reward"
-    ),
+    Exercise(2, "reward-hacking", "A reward, and how to be paid for nothing", 30, ("reward", "exploit"), "reward"),
     Exercise(3, "bm25", "BM25 from its formula", 40, ("idf", "bm25_scores"), "bm25_scores"),
     Exercise(4, "gae", "Advantages across turns", 45, ("gae",), "gae"),
     Exercise(5, "clipped-loss", "PPO's clipped loss and its gradient", 45, ("clipped_loss",), "clipped_loss"),
@@ -102,30 +100,31 @@ SLOTS = {
     "reward": Slot(
         "reward(answer: str | None, answers: list[str], turns: list[tuple[str, str, str, str]], text: str) -> float",
         "What an episode is paid. answer: content of the answering turn, None without one; answers: all that are "
-        "right; a turn is (event, content, text of the policy, observation after it); text: all of it after the prompt.",
+        "right; a turn is (event, content, text of the policy, observation after it); text: all after the prompt.",
     ),
     "bm25_scores": Slot(
         "bm25_scores(query: list[str], documents: list[list[str]], k1: float, b: float) -> (num_documents,) float64",
         "The score of every document for a query, both as lists of lower-case words; the best top_k are retrieved.",
     ),
     "search": Slot(
-        "search(query: str, documents: list[tuple[str, str]], k: int) -> list[int]",
-        "The k best documents for a query, best first, as indices into documents, each a (title, text).",
+        "search(queries: list[str], documents: list[tuple[str, str]], k: int) -> list[list[int]]",
+        "At most k documents for each query, best first, as indices into documents, each a (title, text).",
     ),
     "gae": Slot(
         "gae(rewards, values, loss_mask: (B, T) bool, gamma: float, lam: float) -> (advantages, returns)",
         "Generalised advantage estimation; rewards, values and both results are (B, T) float64.",
     ),
     "clipped_loss": Slot(
-        "clipped_loss(logprobs, old_logprobs, advantages, loss_mask: (B, T) bool, clip_low: float, clip_high: float)"
-        " -> (loss, gradient)",
-        "The clipped policy loss, a mean over sampled tokens (float), and its derivative with respect to logprobs, "
-        "(B, T) float64. The trainer multiplies both by the part's share of the mini-batch's weights, so that a token "
-        "mean and a sequence mean both stay right when a mini-batch is computed in parts.",
+        "clipped_loss(logprobs, old_logprobs, advantages, loss_mask: (B, T) bool, weights: (B, T), clip_low: float, "
+        "clip_high: float) -> (loss, gradient)",
+        "The clipped policy loss, the sum over sampled tokens of weights times a token's loss (float), and its "
+        "derivative with respect to logprobs, (B, T) float64. The weights of a whole mini-batch add up to 1; a call may "
+        "get a part of its rows.",
     ),
     "group_advantages": Slot(
-        "group_advantages(rewards: (B,), group_ids: (B,) int64, normalize_std: bool, leave_one_out: bool) -> (B,)",
-        "The advantage of each rollout within its group, float64; the options are passed by keyword.",
+        "group_advantages(rewards: (B,), group_ids: (B,) int64, normalize_std: bool = True, leave_one_out: bool = False)"
+        " -> (B,)",
+        "The advantage of each rollout within its group, float64.",
     ),
     "first_warning": Slot(
         "first_warning(metrics: dict[str, (U,) float64]) -> int | None",

@@ -120,7 +120,7 @@ def check_generator(seed: int, student: str, name: str) -> np.random.Generator:
 
 
 def unlike(got: Any, expected: Any, *, rtol: float = 1e-6, atol: float = 1e-9) -> str | None:
-    """How ``got`` differs from the number or array ``expected``, None if it does not. Nothing equals a NaN that came."""
+    """How ``got`` differs from the number or array ``expected``, None if it does not; NaN is unlike everything."""
     if isinstance(got, (list, tuple)):
         got = np.array(got) if all(isinstance(item, (int, float)) for item in got) else got
     if not isinstance(got, (int, float, np.ndarray)):
@@ -165,11 +165,16 @@ def changed(result: CallResult, given: Sequence[Any]) -> int | None:
     if result.error is not None:
         return None
     for number, (before, after) in enumerate(zip(given, result.args, strict=False)):
-        same = (
-            np.array_equal(before, after, equal_nan=before.dtype.kind == "f")
-            if isinstance(before, np.ndarray) and isinstance(after, np.ndarray)
-            else before == after
-        )
-        if not same:
+        if not _same(before, after):
             return number
     return None
+
+
+def _same(before: Any, after: Any) -> bool:
+    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray):
+        return np.array_equal(before, after, equal_nan=before.dtype.kind == "f")
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in before)
+    if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return type(before) is type(after) and before == after

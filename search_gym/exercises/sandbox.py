@@ -170,5 +170,7 @@ def _decode(value: Any) -> Any:
         if dtype.kind not in "biuf":
             raise ValueError(f"expected a dtype of numbers or booleans, got {dtype}")
         return np.array(value["data"], dtype=dtype).reshape(value["shape"])
+    if "dict" in value:
+        return {str(key): _decode(item) for key, item in value["dict"].items()}
     items = [_decode(item) for item in value["tuple" if "tuple" in value else "list"]]
     return tuple(items) if "tuple" in value else items
