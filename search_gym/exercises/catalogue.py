@@ -118,12 +118,12 @@ SLOTS = {
         "clipped_loss(logprobs, old_logprobs, advantages, loss_mask: (B, T) bool, weights: (B, T), clip_low: float, "
         "clip_high: float) -> (loss, gradient)",
         "The clipped policy loss, the sum over sampled tokens of weights times a token's loss (float), and its "
-        "derivative with respect to logprobs, (B, T) float64. The weights of a whole mini-batch add up to 1; a call may "
-        "get a part of its rows.",
+        "derivative with respect to logprobs, (B, T) float64. The weights of a whole mini-batch add up to 1; a call "
+        "may get a part of its rows.",
     ),
     "group_advantages": Slot(
-        "group_advantages(rewards: (B,), group_ids: (B,) int64, normalize_std: bool = True, leave_one_out: bool = False)"
-        " -> (B,)",
+        "group_advantages(rewards: (B,), group_ids: (B,) int64, normalize_std: bool = True, "
+        "leave_one_out: bool = False) -> (B,)",
         "The advantage of each rollout within its group, float64.",
     ),
     "first_warning": Slot(

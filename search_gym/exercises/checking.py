@@ -14,6 +14,7 @@ student and check, asks the `Caller` for the student's values, and compares them
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 
 from search_gym.errors import SearchGymError
 from search_gym.exercises.catalogue import Exercise
-from search_gym.exercises.sandbox import CallResult, SandboxLimits, call_functions
+from search_gym.exercises.sandbox import CallResult, Sandbox, SandboxLimits
 
 
 class StudentError(SearchGymError, RuntimeError):
@@ -31,11 +32,20 @@ class StudentError(SearchGymError, RuntimeError):
 
 
 class Caller:
-    """Calls functions of a submission in its sandbox; values come back as numpy arrays and plain Python data."""
+    """Calls functions of a submission in its sandbox; values come back as numpy arrays and plain Python data.
 
-    def __init__(self, path: Path, limits: SandboxLimits | None = None) -> None:
-        self.path = path
-        self.limits = limits or SandboxLimits()
+    A context manager. ``total_seconds`` is the wall time of all calls together.
+    """
+
+    def __init__(self, path: Path, limits: SandboxLimits | None = None, *, total_seconds: float = 60.0) -> None:
+        self._sandbox = Sandbox(path, limits)
+        self._seconds_left = total_seconds
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sandbox.__exit__()
 
     def __call__(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The value of one call.
@@ -58,7 +68,12 @@ class Caller:
         return self._results([(name, tuple(case), kwargs) for case in cases])
 
     def _results(self, calls: Sequence[tuple[str, tuple[Any, ...], Mapping[str, Any]]]) -> list[CallResult]:
-        return call_functions(self.path, calls, self.limits)
+        if self._seconds_left <= 0:
+            raise StudentError("no time was left for this check, because those before it took too long")
+        started = time.monotonic()
+        results = self._sandbox.call(calls)
+        self._seconds_left -= time.monotonic() - started
+        return results
 
 
 def _value(name: str, result: CallResult) -> Any:
@@ -99,16 +114,18 @@ class Outcome:
         return 0.0 if self.message else self.check.points
 
 
-def run_checks(exercise: Exercise, path: Path, seed: int = 0, student: str = "") -> list[Outcome]:
+def run_checks(
+    exercise: Exercise, path: Path, seed: int = 0, student: str = "", limits: SandboxLimits | None = None
+) -> list[Outcome]:
     """The outcome of every check of ``exercise`` for the file ``path``; ``seed`` and ``student`` decide the inputs."""
-    caller = Caller(path)
-    return [run_check(check, caller, check_generator(seed, student, check.name)) for check in exercise.checks]
+    with Caller(path, limits) as call:
+        return [run_check(check, call, check_generator(seed, student, check.name)) for check in exercise.checks]
 
 
-def run_check(check: Check, caller: Caller, rng: np.random.Generator) -> Outcome:
+def run_check(check: Check, call: Caller, rng: np.random.Generator) -> Outcome:
     """The outcome of one check."""
     try:
-        return Outcome(check, check.run(caller, rng))
+        return Outcome(check, check.run(call, rng))
     except StudentError as error:
         return Outcome(check, str(error))
 

@@ -39,7 +39,9 @@ class SandboxLimits:
     """What a submission may use."""
 
     seconds: float = 20.0
-    """Wall time of all calls together; processor time has the same limit, rounded up."""
+    """Wall time of the calls that are made together."""
+    processor_seconds: int = 120
+    """Processor time of each process."""
     memory_bytes: int = 2 << 30
     """Address space of each process."""
     file_bytes: int = 10 << 20
@@ -70,44 +72,125 @@ def has_namespaces() -> bool:
 
 def call_functions(path: Path, calls: Sequence[Call], limits: SandboxLimits | None = None) -> list[CallResult]:
     """The result of each call of a function of the file ``path``, which never runs in this process."""
-    limits = limits or SandboxLimits()
-    read_end, write_end = os.pipe()
-    child = Path(__file__).with_name("_child.py")
-    command = [sys.executable, "-I", str(child), str(path.resolve()), str(write_end)]
-    with (
-        os.fdopen(read_end, "rb") as pipe,
-        tempfile.TemporaryDirectory() as folder,
-        tempfile.TemporaryFile() as request,
-    ):
-        pickle.dump([(name, args, dict(kwargs)) for name, args, kwargs in calls], request)
-        request.seek(0)
+    with Sandbox(path, limits) as sandbox:
+        return sandbox.call(calls)
+
+
+class Sandbox:
+    """The functions of one file, in one process for as long as it behaves; after a failure the next call has a new one.
+
+    A context manager, at whose end the process is killed.
+    """
+
+    def __init__(self, path: Path, limits: SandboxLimits | None = None) -> None:
+        self._path = path.resolve()
+        self._limits = limits or SandboxLimits()
+        self._process: _Process | None = None
+        self._num_calls = 0
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def call(self, calls: Sequence[Call]) -> list[CallResult]:
+        """The result of each call; together they may take as long as the limits say."""
+        if not calls:
+            return []
+        first, self._num_calls = self._num_calls, self._num_calls + len(calls)
+        numbers = range(first, self._num_calls)
+        request = pickle.dumps((first, [(name, args, dict(kwargs)) for name, args, kwargs in calls]))
+        if self._process is None:
+            self._process = _Process(self._path, self._limits)
+        lines, reason = self._process.ask(request, self._limits, len(calls))
+        results, reason = _results(lines, numbers, reason)
+        if len(results) < len(calls):
+            self._stop()
+        return [results.get(number, CallResult(error=reason)) for number in numbers]
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+
+class _Process:
+    """A process that has imported the file, and the two pipes to it."""
+
+    def __init__(self, path: Path, limits: SandboxLimits) -> None:
+        self._answers, answers = os.pipe()
+        requests, self._requests = os.pipe()
+        os.set_blocking(self._requests, False)
+        self._folder = tempfile.TemporaryDirectory()
+        home = self._folder.name
+        command = [sys.executable, "-I", str(Path(__file__).with_name("_child.py")), str(path), str(answers)]
         try:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*_UNSHARE, *command] if has_namespaces() else command,
-                stdin=request,
+                stdin=requests,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={"PATH": os.defpath, "HOME": folder, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                pass_fds=(write_end,),
+                cwd=home,
+                env={"PATH": os.defpath, "HOME": home, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                pass_fds=(answers,),
                 start_new_session=True,
                 preexec_fn=functools.partial(_limit, limits),
             )
         finally:
-            os.close(write_end)
-        try:
-            answer, reason = _read(pipe.fileno(), process, limits)
-        finally:
-            _kill(process)
-    return _results(answer, len(calls), reason)
+            os.close(answers)
+            os.close(requests)
+
+    def ask(self, request: bytes, limits: SandboxLimits, num_lines: int) -> tuple[list[bytes], str]:
+        """The lines that came back, and why there are fewer than ``num_lines``, "" if there are not."""
+        deadline = time.monotonic() + limits.seconds
+        answer = bytearray()
+        while (left := deadline - time.monotonic()) > 0:
+            ended = self._process.poll() is not None
+            writable = [self._requests] if request else []
+            readable, writable, _ = select.select([self._answers], writable, [], 0 if ended else min(left, 0.1))
+            if writable:
+                try:
+                    request = request[os.write(self._requests, request[: 1 << 16]) :]
+                except BlockingIOError:
+                    pass
+                except BrokenPipeError:
+                    request = b""
+            if not readable:
+                if ended:
+                    break
+                continue
+            piece = os.read(self._answers, 1 << 16)
+            answer += piece
+            if len(answer) > limits.answer_bytes:
+                return _lines(answer), f"it returned more than {limits.answer_bytes:,} bytes"
+            if piece.endswith(b"\n") and answer.count(b"\n") >= num_lines:
+                return _lines(answer), ""
+            if not piece:
+                break
+        else:
+            return _lines(answer), f"it took more than {limits.seconds:g} s"
+        return _lines(answer), "the process ended before it answered"
+
+    def kill(self) -> None:
+        """End the process and its group, and close the pipes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._answers)
+        os.close(self._requests)
+        self._folder.cleanup()
+
+
+def _lines(answer: bytearray) -> list[bytes]:
+    return bytes(answer).split(b"\n")[:-1]
 
 
 def _limit(limits: SandboxLimits) -> None:
     import resource
 
-    seconds = int(limits.seconds) + 1
     for what, most in (
-        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CPU, limits.processor_seconds),
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_CORE, 0),
@@ -118,40 +201,16 @@ def _limit(limits: SandboxLimits) -> None:
         resource.setrlimit(what, (most, most))
 
 
-def _read(pipe: int, process: subprocess.Popen[bytes], limits: SandboxLimits) -> tuple[bytes, str]:
-    """What came through the pipe, and why nothing more did."""
-    deadline = time.monotonic() + limits.seconds
-    pieces: list[bytes] = []
-    size = 0
-    while (left := deadline - time.monotonic()) > 0:
-        ended = process.poll() is not None
-        if not select.select([pipe], [], [], 0 if ended else min(left, 0.1))[0]:
-            if ended:
-                return b"".join(pieces), "the process ended before it answered"
-            continue
-        piece = os.read(pipe, 1 << 16)
-        size += len(piece)
-        if not piece:
-            return b"".join(pieces), "the process ended before it answered"
-        if size > limits.answer_bytes:
-            return b"".join(pieces), f"it returned more than {limits.answer_bytes:,} bytes"
-        pieces.append(piece)
-    return b"".join(pieces), f"it took more than {limits.seconds:g} s"
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _results(answer: bytes, count: int, reason: str) -> list[CallResult]:
+def _results(lines: Sequence[bytes], numbers: range, reason: str) -> tuple[dict[int, CallResult], str]:
+    """The results of the calls of these numbers, and why there are no others."""
     results: dict[int, CallResult] = {}
-    for line in answer.split(b"\n")[:-1]:
+    for line in lines:
         try:
             row = json.loads(line)
             if "import_error" in row:
                 reason = f"the file could not be imported: {row['import_error']}"
+            elif row["call"] not in numbers:
+                raise ValueError("an answer to another call")
             elif "error" in row:
                 results.setdefault(int(row["call"]), CallResult(error=str(row["error"])))
             else:
@@ -159,7 +218,7 @@ def _results(answer: bytes, count: int, reason: str) -> list[CallResult]:
                 results.setdefault(int(row["call"]), CallResult(value, args))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             reason = "it wrote what is no answer"
-    return [results.get(number, CallResult(error=reason)) for number in range(count)]
+    return results, reason
 
 
 def _decode(value: Any) -> Any:
