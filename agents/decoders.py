@@ -38,7 +38,7 @@ class Decoder(Protocol):
         ...
 
     def free(self) -> None:
-        """Give the cache's memory back; `allocate` makes room again."""
+        """Give back the memory of the cache and of copied weights; before the next use come `sync` and `allocate`."""
         ...
 
     def sync(self) -> None:

@@ -207,6 +207,7 @@ class Learner:
             self.optimizer.step()
         else:
             self.skipped_steps += 1
+        self.optimizer.zero_grad()  # a round is sampled and scored without their memory
         names = list(self._sums)
         values = self.accelerator.gather(torch.stack([self._sums[name] for name in names])[None])
         assert isinstance(values, Tensor)
@@ -256,7 +257,14 @@ class Learner:
         return [ours[cut] for cut in cuts]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16")
+        """Autocast keeps what it has cast until it ends, a copy of all weights, unless memory is what is short."""
+        compute = self.config.compute
+        return torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=compute.precision == "bf16",
+            cache_enabled=not compute.gradient_checkpointing,
+        )
 
 
 def _parameter_groups(policy: CausalLMPolicy, rates: OptimizerConfig) -> list[dict[str, Any]]:

@@ -144,6 +144,9 @@ class LlamaDecoder(StepByStep):
     def free(self) -> None:
         self._keys, self._values, self._phases = [], [], {}
         self.num_rows = self.capacity = 0
+        self._final.clear()
+        for layer in self._layers:
+            layer.weights.clear()
 
     def prefill(self, token_ids: Tensor, chunk: Chunk) -> None:
         def attend(index: int, query: Tensor) -> Tensor:

@@ -85,10 +85,22 @@ def prepare_models(config: TrainConfig, device: torch.device, *, with_values: bo
         adapters = _add_adapters(policy.model, config)
     elif config.kl_coef > 0:
         reference = CausalLMPolicy(copy.deepcopy(policy.model), vocab_size=policy.vocab_size).requires_grad_(False)
+        if config.compute.precision == "bf16":
+            _cast_products(reference.model)
     checkpointed = _checkpoint_gradients(policy) if config.compute.gradient_checkpointing else ()
     if config.compute.compile == "layers":
         _compile_layers(policy)
     return Models(policy, codec, reference, adapters, checkpointed)
+
+
+def _cast_products(model: PreTrainedModel) -> None:
+    """Keep the matrices of the layers in bfloat16, in which autocast multiplies them anyway: half the memory, the same
+    numbers."""
+    if has_plain_head(model):
+        layers: Any = model.get_decoder().layers
+        for module in layers.modules():
+            if type(module) is nn.Linear:
+                module.to(torch.bfloat16)
 
 
 def _add_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:

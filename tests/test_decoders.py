@@ -172,10 +172,18 @@ def test_adapters_are_part_of_the_weight():
     assert decoders.knows(adapted.base_model.model)
 
 
-def test_memory_is_given_back():
+def test_memory_is_given_back_and_taken_again():
     decoder = decoders.load(small_models.llama(VOCAB), ops=TorchOps())
-    decoder.allocate(2, 8)
+    tokens, chunk = torch.tensor([3, 5, 4]), make_chunk([0], [0], [3], torch.device("cpu"))
+    step = Step(torch.tensor([4], dtype=torch.int32), 4)
+
+    def states() -> torch.Tensor:
+        decoder.allocate(1, 4)
+        decoder.prefill(tokens, chunk)
+        return decoder.step(torch.tensor([2]), torch.tensor([3]), step)
+
+    before = states()
     decoder.free()
     assert (decoder.num_rows, decoder.capacity) == (0, 0)
-    decoder.allocate(1, 4)
-    assert (decoder.num_rows, decoder.capacity) == (1, 4)
+    decoder.sync()
+    torch.testing.assert_close(states(), before, rtol=0, atol=0)

@@ -174,6 +174,30 @@ def test_bfloat16_scores_what_float32_scores(model: str, tmp_path: Path) -> None
     assert 0 < difference.mean() < 0.1
 
 
+def test_a_reference_in_bfloat16_scores_as_one_in_float32(model: str, tmp_path: Path) -> None:
+    """Autocast would round its matrices to the same numbers."""
+    options = config(grpo.GRPOConfig, tmp_path, model, precision="bf16")
+    with Trainer(replace(options, kl_coef=0.1), title="test", make_envs=say_who) as run:
+        next(run.updates())
+        batch = run.collate(run.collect())
+        reference = run.models.reference
+        assert reference is not None
+        kept = {weight.dtype for weight in reference.model.get_decoder().layers.parameters() if weight.ndim == 2}
+        assert kept == {torch.bfloat16}
+        assert torch.equal(run.score_reference(batch), run.score(batch).logprobs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_do_not_outlive_the_step(model: str, tmp_path: Path, checkpointing: bool) -> None:
+    options = config(grpo.GRPOConfig, tmp_path, model, precision="bf16", gradient_checkpointing=checkpointing)
+    with Trainer(options, title="test", make_envs=say_who) as run:
+        next(run.updates())
+        for part in run.minibatches(run.collate(run.collect())):
+            new = run.evaluate(part)
+            run.backward(new.logprobs.sum(), {"sum": new.logprobs.sum()})
+        assert all(weight.grad is None for weight in run.policy.parameters())
+
+
 def test_bfloat16_trains_float32_weights(model: str, tmp_path: Path) -> None:
     options = config(ppo.PPOConfig, tmp_path / "run", model, precision="bf16")
     policy = ppo.train(options, make_envs=say_who)
