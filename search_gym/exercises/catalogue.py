@@ -68,18 +68,32 @@ EXERCISES = (
     Exercise(2, "reward-hacking", "A reward, and how to be paid for nothing", 30, ("reward", "exploit"), "reward"),
     Exercise(3, "bm25", "BM25 from its formula", 40, ("idf", "bm25_scores"), "bm25_scores"),
     Exercise(4, "gae", "Advantages across turns", 45, ("gae",), "gae"),
-    Exercise(5, "clipped-loss", "PPO's clipped loss and its gradient", 45, ("clipped_loss",), "clipped_loss"),
+    Exercise(
+        5,
+        "clipped-loss",
+        "PPO's clipped loss and its gradient",
+        45,
+        ("token_weights", "whiten", "clipped_loss", "clip_fraction", "k3"),
+        "clipped_loss",
+    ),
     Exercise(
         6,
         "grpo-baseline",
         "The group as a baseline",
         40,
-        ("group_advantages",),
+        ("group_advantages", "spread", "zero_variance_groups", "coefficients"),
         "group_advantages",
         trainer="agents.grpo",
     ),
-    Exercise(7, "diagnose", "What killed this run?", 60, ("first_warning",), "first_warning"),
-    Exercise(8, "design", "A retriever that knows who is whose spouse", 60, ("search",), "search"),
+    Exercise(
+        7,
+        "diagnose",
+        "What killed this run?",
+        60,
+        ("smooth", "collapse", "point_of_no_return", "first_warning", "cause"),
+        "first_warning",
+    ),
+    Exercise(8, "design", "A retriever that finds the second hop", 60, ("search",), "search"),
 )
 
 

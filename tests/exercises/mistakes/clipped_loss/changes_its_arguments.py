@@ -1,0 +1,13 @@
+# The log-probabilities are changed in place.
+# expects: changed its argument logprobs in place
+import numpy as np
+
+
+def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):
+    logprobs[~loss_mask] = 0.0
+    ratio = np.exp(np.where(loss_mask, logprobs - old_logprobs, 0.0))
+    advantages = np.where(loss_mask, advantages, 0.0)
+    unclipped = ratio * advantages
+    clipped = np.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
+    gradient = np.where(unclipped <= clipped, -weights * unclipped, 0.0)
+    return -(weights * np.minimum(unclipped, clipped)).sum(), gradient

@@ -1,0 +1,12 @@
+# The derivative with respect to the ratio, without the chain rule.
+# expects: by the ratio
+import numpy as np
+
+
+def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):
+    ratio = np.exp(np.where(loss_mask, logprobs - old_logprobs, 0.0))
+    advantages = np.where(loss_mask, advantages, 0.0)
+    unclipped = ratio * advantages
+    clipped = np.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
+    gradient = np.where(unclipped <= clipped, -weights * advantages, 0.0)
+    return -(weights * np.minimum(unclipped, clipped)).sum(), gradient

@@ -1,0 +1,13 @@
+# Always the mean over tokens, whatever the weights are.
+# expects: plain mean over sampled tokens
+import numpy as np
+
+
+def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):
+    ratio = np.exp(np.where(loss_mask, logprobs - old_logprobs, 0.0))
+    advantages = np.where(loss_mask, advantages, 0.0)
+    weights = loss_mask / loss_mask.sum()
+    unclipped = ratio * advantages
+    clipped = np.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
+    gradient = np.where(unclipped <= clipped, -weights * unclipped, 0.0)
+    return -(weights * np.minimum(unclipped, clipped)).sum(), gradient
