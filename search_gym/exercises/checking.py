@@ -128,6 +128,8 @@ def run_check(check: Check, call: Caller, rng: np.random.Generator) -> Outcome:
         return Outcome(check, check.run(call, rng))
     except StudentError as error:
         return Outcome(check, str(error))
+    except Exception as error:  # whatever a submission returns, the other checks and submissions are to be judged
+        return Outcome(check, f"what came back is not what the docstring promises ({type(error).__name__}: {error})")
 
 
 def check_generator(seed: int, student: str, name: str) -> np.random.Generator:

@@ -1,0 +1,17 @@
+# The next value is not discounted
+# expects: gamma was left out beside the next value
+import numpy as np
+
+
+def gae(rewards, values, loss_mask, gamma, lam):
+    advantages, returns = np.zeros(rewards.shape), np.zeros(rewards.shape)
+    for row in range(len(rewards)):
+        next_value = next_advantage = 0.0
+        for t in reversed(range(rewards.shape[1])):
+            if not loss_mask[row, t]:
+                continue
+            delta = rewards[row, t] + next_value - values[row, t]
+            advantage = delta + gamma * lam * next_advantage
+            advantages[row, t], returns[row, t] = advantage, advantage + values[row, t]
+            next_value, next_advantage = values[row, t], advantage
+    return advantages, returns
