@@ -87,6 +87,10 @@ class SaveConfig:
     """Updates between two saved states."""
     trackers: tuple[str, ...] = ()
     """Where metrics go beside metrics.jsonl: "tensorboard", "wandb", "trackio"."""
+    transcripts: int = 4
+    """Episodes of an update that are kept, token by token, in training_transcripts.jsonl; 0 for none."""
+    transcripts_every: int = 10
+    """Updates between two of which episodes are kept; those of the first and the last one always are."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,11 @@ class TrainConfig:
             raise OptionError(f"expected micro_batch_tokens >= 1, got {tokens}; do: raise it")
         if self.save.save_every < 1:
             raise OptionError(f"expected save_every >= 1, got {self.save.save_every}; do: raise it")
+        if self.save.transcripts < 0 or self.save.transcripts_every < 1:
+            raise OptionError(
+                f"expected transcripts >= 0 and transcripts_every >= 1, got {self.save.transcripts} and "
+                f"{self.save.transcripts_every}; do: raise them"
+            )
 
 
 def _check_divides(whole: str, count: int, part: str, size: int) -> None:

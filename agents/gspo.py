@@ -82,7 +82,7 @@ def train(config: GSPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old)
+            run.record(rollouts, batch, old, advantages)
     return run.policy
 
 

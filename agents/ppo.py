@@ -136,7 +136,7 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old, {"loss/explained_variance": float(explained_variance)})
+            run.record(rollouts, batch, old, advantages, {"loss/explained_variance": float(explained_variance)})
     assert isinstance(run.policy, CausalLMWithValueHead)
     return run.policy
 

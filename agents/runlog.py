@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -148,7 +148,7 @@ class RunLog:
         path = self.run_dir / "metrics.jsonl"
         if finished and not path.exists():
             self.say(f"{path} is gone, so the rows of the first {finished} updates are lost", style="bold red")
-        kept = _read_rows(path, finished) if finished and path.exists() else {}
+        kept = dict(finished_lines(path, finished, "time/seconds")) if finished and path.exists() else {}
         write_text(path, "".join(kept.values()))
         self._rows = [json.loads(line) for line in kept.values()]
         self._file = path.open("a", encoding="utf-8")
@@ -193,23 +193,25 @@ def _commands(run_dir: Path, finished: int) -> dict[str, Any]:
         ) from error
 
 
-def _read_rows(path: Path, finished: int) -> dict[int, str]:
-    """The lines of the first ``finished`` updates, by update; a last line that a crash cut short is none of them."""
-    kept: dict[int, str] = {}
+def finished_lines(path: Path, finished: int, *needed: str) -> Iterator[tuple[int, str]]:
+    """The lines of the first ``finished`` updates, each with its update; a last one that a crash cut short is left out.
+
+    Raises:
+        SearchGymError: a line is no JSON object with an "update", or lacks one of the numbers that are ``needed``.
+    """
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             break
         try:
             row = json.loads(line)
-            update, _ = int(row["update"]), float(row["time/seconds"])
+            update, *_ = int(row["update"]), *(float(row[name]) for name in needed)
         except (ValueError, KeyError, TypeError) as error:
             raise SearchGymError(
-                f"expected the metrics of an update in {path}, line {number}, got {error!r}; do: restore the file, or "
+                f"expected the row of an update in {path}, line {number}, got {error!r}; do: restore the file, or "
                 "start again in another folder"
             ) from error
         if update <= finished:
-            kept[update] = line
-    return kept
+            yield update, line
 
 
 def _to_line(row: Mapping[str, Any]) -> str:

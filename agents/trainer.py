@@ -13,6 +13,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from agents import saving
 from agents.behaviour import behaviour_metrics
@@ -27,6 +28,7 @@ from agents.rollout import Rollout, RolloutBatch, collate, collect
 from agents.runlog import RunLog, to_jsonable
 from agents.tasks import MakeEnvs, QuestionOrder
 from agents.trackers import make_tracker
+from agents.training_transcripts import TrainingTranscripts
 from search_gym.errors import RetrievalError, SearchGymError
 
 MAX_ROLLBACKS = 3
@@ -85,6 +87,7 @@ class Trainer(Learner):
             trackers=[make_tracker(name, config.run_dir, options, finished=self.update) for name in trackers],
             enabled=is_main,
         )
+        self._transcripts = TrainingTranscripts(config, self.codec, finished=self.update) if is_main else None
 
     def __enter__(self) -> Trainer:
         self.log.__enter__()
@@ -195,11 +198,13 @@ class Trainer(Learner):
         rollouts: Sequence[Rollout],
         batch: RolloutBatch,
         old: TokenScores | TokenEvaluation,
+        advantages: Tensor,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Log the update, look after the run's health, and save its state when it is time.
+        """Log the update, keep some of its episodes, look after the run's health, and save its state when it is time.
 
-        ``rollouts`` and ``batch`` are those that were trained on, ``old`` what the policy said about them before.
+        ``rollouts`` and ``batch`` are those that were trained on, with ``advantages`` (B, T), and ``old`` is what the
+        policy said about them before.
 
         Raises:
             CollapseError: training has collapsed, and should stop then.
@@ -226,6 +231,8 @@ class Trainer(Learner):
         alarms = self._monitor.check(row)
         self.log.write(row, alarms)
         self.update += 1
+        if self._transcripts is not None and self._transcripts.is_due(self.update):
+            self._transcripts.write(self.update, rollouts, batch, old, advantages, self.policy)
         collapse = next((alarm for alarm in alarms if alarm.is_collapse), None)
         if collapse is not None:
             self._handle(collapse)
@@ -246,6 +253,8 @@ class Trainer(Learner):
             assert state is not None  # one was saved before the first update
             rollbacks = self._rollbacks + 1
             self.log.rewind(state.update)
+            if self._transcripts is not None:
+                self._transcripts.rewind(state.update)
             self._restore(state)
             self._rollbacks = rollbacks
             self.log.say(f"back to update {state.update}, from there with half the learning rate and other samples")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from search_gym.render import token_texts
 from search_gym.rewards import em_score, f1_score, subem_score
 
 __all__ = ["METRICS", "describe", "score", "transcript_of"]
+
+Numbers = Mapping[str, npt.NDArray[np.float32]]
 
 
 def score(rollout: Rollout) -> dict[str, float]:
@@ -40,18 +43,26 @@ def score(rollout: Rollout) -> dict[str, float]:
 
 
 def describe(
-    rollouts: Sequence[Rollout], codec: TokenCodec, *, label: str, policy: CausalLMWithValueHead | None = None
+    rollouts: Sequence[Rollout],
+    codec: TokenCodec,
+    *,
+    label: str,
+    policy: CausalLMWithValueHead | None = None,
+    numbers: Sequence[Numbers] | None = None,
 ) -> list[dict[str, Any]]:
     """A JSON-able row for each episode: question, answer, metrics, spans, and what is known about every token.
 
-    ``logprobs`` is null where the policy did not sample; so are ``values``, ``advantages`` (GAE with
-    gamma = lambda = 1) and ``ratios`` (of the probability under ``policy`` to that at sampling, temperature 1), which
-    only a ``policy`` with a value head can add. Ratios are 1 for the policy that sampled, but for rounding.
+    ``logprobs`` is null where the policy did not sample, and so are ``values``, ``advantages`` and ``ratios``, where
+    they are known. ``numbers`` holds them for each episode by name, in the order of its sampled tokens. Without it, a
+    ``policy`` with a value head adds them: advantages by GAE with gamma = lambda = 1, and ratios of the probability
+    under it to that at sampling, temperature 1, which are 1 for the policy that sampled, but for rounding. What is not
+    finite is null, too.
     """
-    token_values = [{}] * len(rollouts) if policy is None else _token_values(rollouts, codec, policy)
+    if numbers is None:
+        numbers = [{}] * len(rollouts) if policy is None else _numbers(rollouts, codec, policy)
     rows = []
-    for rollout, extra in zip(rollouts, token_values, strict=True):
-        columns = {"logprobs": _scatter(rollout.logprobs, rollout.loss_mask), **extra}
+    for rollout, known in zip(rollouts, numbers, strict=True):
+        columns = {name: _scatter(x, rollout.loss_mask) for name, x in {"logprobs": rollout.logprobs, **known}.items()}
         rows.append(
             {
                 "label": label,
@@ -80,26 +91,23 @@ def transcript_of(rollout: Rollout) -> Transcript:
 
 
 @torch.no_grad()
-def _token_values(
-    rollouts: Sequence[Rollout], codec: TokenCodec, policy: CausalLMWithValueHead
-) -> list[dict[str, list[float | None]]]:
+def _numbers(rollouts: Sequence[Rollout], codec: TokenCodec, policy: CausalLMWithValueHead) -> list[Numbers]:
     policy.eval()
-    found = []
+    found: list[Numbers] = []
     for start in range(0, len(rollouts), 16):
         part = rollouts[start : start + 16]
         batch = collate(part, codec.pad_id, policy.model.device)
         scored = policy.evaluate_tokens(batch.token_ids, batch.attention_mask, batch.loss_mask, 1.0)
         advantages, _ = losses.gae(batch.rewards, scored.values, batch.loss_mask, gamma=1.0, lam=1.0)
         ratios = (scored.logprobs - batch.old_logprobs).exp()
-        for row, rollout in enumerate(part):
-            sampled = batch.loss_mask[row]
-            arrays = {"values": scored.values, "advantages": advantages, "ratios": ratios}
-            columns = {name: x[row][sampled].cpu().numpy() for name, x in arrays.items()}
-            found.append({name: _scatter(x, rollout.loss_mask) for name, x in columns.items()})
+        known = {"values": scored.values, "advantages": advantages, "ratios": ratios}
+        for row, sampled in enumerate(batch.loss_mask):
+            found.append({name: x[row][sampled].cpu().numpy() for name, x in known.items()})
     return found
 
 
 def _scatter(sampled: npt.NDArray[np.float32], loss_mask: npt.NDArray[np.bool_]) -> list[float | None]:
-    """Numbers of the sampled tokens, in order, at their places in the transcript; None elsewhere."""
+    """Numbers of the sampled tokens, in order, at their places in the transcript; None elsewhere, or if not finite."""
     numbers = iter(sampled.tolist())
-    return [round(next(numbers), 6) if is_sampled else None for is_sampled in loss_mask]
+    known = [next(numbers) if is_sampled else math.nan for is_sampled in loss_mask]
+    return [round(number, 6) if math.isfinite(number) else None for number in known]

@@ -66,7 +66,7 @@ def work(pace: Pace, settings: dict[str, Any]) -> None:
         seed=settings["seed"],
         optimizer=OptimizerConfig(learning_rate=settings["learning_rate"], warmup_updates=0, final_fraction=1.0),
         compute=ComputeConfig(device="cpu", threads=settings["threads"]),
-        save=SaveConfig(save_every=settings["updates"] + 1),
+        save=SaveConfig(save_every=settings["updates"] + 1, transcripts=0),
         run_dir=Path(settings["run_dir"]),
     )
     grpo.train(config, make_envs=make, log=log)

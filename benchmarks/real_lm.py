@@ -359,7 +359,7 @@ class Run:
                 precision="bf16" if self.is_bf16 else "fp32",
                 compile="layers" if config.compile else "none",
             ),
-            "save": SaveConfig(save_every=10**9),
+            "save": SaveConfig(save_every=10**9, transcripts=0),
             "run_dir": config.run_dir,
             "model": str(model),
             "seed": config.seed,

@@ -148,7 +148,7 @@ def paper(bench: Bench) -> dict[str, Any]:
             model="benchmarks.shapes:qwen_3b" if on_gpu else "benchmarks.shapes:small",
             run_dir=Path("runs/engine-speed") / name,
             compute=compute,
-            save=SaveConfig(save_every=1000),
+            save=SaveConfig(save_every=1000, transcripts=0),
             optimizer=OptimizerConfig(learning_rate=1e-6, value_learning_rate=1e-5),
             rollouts_per_update=count,
             minibatch_size=max(4, count // 2),

@@ -162,6 +162,8 @@ def test_a_group_of_one_trains_or_is_refused(algorithm: ModuleType, base: Path, 
         ({"group_size": 0}, "group_size"),
         ({"top_p": 0.0}, "top_p"),
         ({"save": SaveConfig(save_every=0)}, "save_every"),
+        ({"save": SaveConfig(transcripts=-1)}, "transcripts"),
+        ({"save": SaveConfig(transcripts_every=0)}, "transcripts_every"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

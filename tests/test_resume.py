@@ -27,6 +27,7 @@ from agents.models import CheckpointError
 from agents.runlog import RunLog
 from agents.saving import restore_tensors
 from agents.trainer import CollapseError, Trainer
+from agents.training_transcripts import TrainingTranscripts
 from search_gym.errors import OptionError
 
 UPDATES = 6
@@ -37,7 +38,7 @@ CONTEXT.set_forkserver_preload(["agents.ppo", "agents.dapo"])
 
 def config(name: str, run_dir: Path, **options: Any) -> Any:
     small = {"updates": UPDATES, "rollouts_per_update": 16, "minibatch_size": 8, "group_size": 4}
-    save = SaveConfig(resume=True, save_every=options.pop("save_every", 2))
+    save = SaveConfig(resume=True, save_every=options.pop("save_every", 2), transcripts=2, transcripts_every=1)
     preset = algorithms.load(name).PRESETS["default"]
     env = replace(preset.env, reward="format")  # which the untrained policy earns often enough for groups to differ
     return replace(preset, run_dir=run_dir, save=save, **{"env": env, **small, **options})
@@ -48,6 +49,10 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if not key.startswith("time/")} for line in lines]
 
 
+def episodes(run_dir: Path) -> list[str]:
+    return (run_dir / "training_transcripts.jsonl").read_text().splitlines()
+
+
 def weights(run_dir: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((run_dir / "checkpoint").glob("*.safetensors"))]
 
@@ -56,7 +61,7 @@ def die_at(event: str, count: int) -> None:
     """Let this process kill itself when it comes to ``event`` for the ``count``-th time.
 
     "rollouts": a round has been played. "gradient": a part of a mini-batch has been computed. "row": the log has got
-    a row. "state": a file of a state is about to be opened, renamed or removed.
+    a row. "episodes": some have been kept. "state": a file of a state is about to be opened, renamed or removed.
     """
     steps = itertools.count(1)
 
@@ -79,7 +84,12 @@ def die_at(event: str, count: int) -> None:
     if event == "state":
         sys.addaudithook(audit)
     else:
-        places = {"rollouts": (Trainer, "collect"), "gradient": (Learner, "backward"), "row": (RunLog, "write")}
+        places = {
+            "rollouts": (Trainer, "collect"),
+            "gradient": (Learner, "backward"),
+            "row": (RunLog, "write"),
+            "episodes": (TrainingTranscripts, "write"),
+        }
         owner, name = places[event]
         setattr(owner, name, stepping(getattr(owner, name)))
 
@@ -116,6 +126,7 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def assert_same_end(run_dir: Path, other: Path) -> None:
     assert rows(run_dir) == rows(other)
+    assert episodes(run_dir) == episodes(other) != []
     assert weights(run_dir) == weights(other)
 
 
@@ -128,7 +139,8 @@ def test_killed_at_any_moment_a_run_goes_on_exactly(alone: tuple[str, Path], tmp
         ("gradient", 3),  # in the second mini-batch of the first update
         ("state", 1),  # before the first file of the first state
         ("state", 4),  # in the middle of it
-        ("row", 3),  # after an update whose state is not saved
+        ("row", 3),  # after an update whose state is not saved, and whose episodes are not kept yet
+        ("episodes", 1),  # after an update whose episodes are kept, but not its state
         ("state", 10),  # while the next state is written
         ("state", 14),
         ("gradient", 1),  # in the first update after a return
@@ -277,6 +289,8 @@ class TestCollapse:
         algorithms.load("ppo").train(options)
         found = rows(options.run_dir)
         assert [row["update"] for row in found] == list(range(1, 9))
+        kept = [json.loads(line)["update"] for line in episodes(options.run_dir)]
+        assert kept == [update for update in range(1, 9) for _ in range(2)]
         assert all(row["loss/skipped_steps"] == 0 for row in found)
         healthy = replace(options, run_dir=tmp_path / "healthy", health=HealthConfig())
         monkeypatch.undo()

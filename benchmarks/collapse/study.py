@@ -208,7 +208,7 @@ def config_of(cell: Cell, seed: int, study_folder: Path) -> TrainConfig:
         seed=seed,
         run_dir=Run(cell, seed).folder(study_folder),
         compute=ComputeConfig(device="cpu", micro_batch_tokens=MICRO_BATCH_TOKENS),
-        save=SaveConfig(resume=True, save_every=SAVE_EVERY),
+        save=SaveConfig(resume=True, save_every=SAVE_EVERY, transcripts=0),  # a run keeps held-out ones
     )
     config.check()
     return config

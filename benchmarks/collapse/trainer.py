@@ -69,9 +69,10 @@ def make_trainer(looks: Sequence[int], look: Look, *, train_on_documents: bool =
             rollouts: Sequence[Rollout],
             batch: RolloutBatch,
             old: TokenScores | TokenEvaluation,
+            advantages: torch.Tensor,
             metrics: Mapping[str, float] | None = None,
         ) -> None:
-            super().record(rollouts, batch, old, {**self.behaviour(), **(metrics or {})})
+            super().record(rollouts, batch, old, advantages, {**self.behaviour(), **(metrics or {})})
 
         def skip(self) -> None:
             self.log.write({"update": self.update + 1, **self.behaviour()})
