@@ -1,0 +1,22 @@
+# Always the mean over tokens.
+# expects: the mean over tokens
+import numpy as np
+
+
+def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):
+    advantages = np.array(rewards, dtype=float)
+    for group in np.unique(group_ids):
+        members = group_ids == group
+        r, n = rewards[members], members.sum()
+        if n == 1:
+            continue
+        baseline = (r.sum() - r) / (n - 1) if leave_one_out else r.mean()
+        advantages[members] = r - baseline
+        if normalize_std:
+            advantages[members] /= r.std(ddof=1) + 1e-6
+    return advantages
+
+
+def coefficients(rewards, group_ids, loss_mask, algorithm, max_tokens):
+    advantages = group_advantages(rewards, group_ids, algorithm == "grpo", algorithm == "rloo")[:, None]
+    return advantages * loss_mask / loss_mask.sum()
