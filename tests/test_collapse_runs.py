@@ -40,7 +40,8 @@ from benchmarks.collapse.launch import MODULE, Launcher, command_of
 from benchmarks.collapse.progress import ProgressDisplay
 from benchmarks.collapse.run import RESULT, TRANSCRIPTS, run_one
 from benchmarks.collapse.schedule import progress_of, run_all
-from benchmarks.collapse.study import Run, Study, config_of, find, load, parse
+from benchmarks.collapse.study import Run, Study, config_of
+from benchmarks.collapse.study_file import find, load, parse
 from benchmarks.collapse.table import (
     FAILED,
     metrics_of,

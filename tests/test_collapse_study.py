@@ -20,7 +20,8 @@ from agents.ppo import PPOConfig
 from benchmarks.collapse.designs import crossing, fraction, one_at_a_time
 from benchmarks.collapse.factors import CATALOGUE, FORMAT_WARMED, PRESET_LEVELS, TRAIN_ON_DOCUMENTS, Size, complete
 from benchmarks.collapse.folder import read_study, write_study
-from benchmarks.collapse.study import STUDIES, Study, config_of, find, load, parse
+from benchmarks.collapse.study import Study, config_of
+from benchmarks.collapse.study_file import STUDIES, find, load, parse
 from search_gym.errors import OptionError, UnknownNameError
 
 SHIPPED = sorted(path.stem for path in STUDIES.glob("*.toml"))

@@ -40,7 +40,8 @@ from benchmarks.collapse.folder import write_study
 from benchmarks.collapse.launch import Launcher
 from benchmarks.collapse.progress import ProgressDisplay
 from benchmarks.collapse.schedule import Outcome, run_all
-from benchmarks.collapse.study import Study, find, load
+from benchmarks.collapse.study import Study
+from benchmarks.collapse.study_file import find, load
 from benchmarks.collapse.table import status_of, write_tables
 from search_gym.errors import OptionError, SearchGymError
 

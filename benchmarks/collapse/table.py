@@ -119,11 +119,7 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     Raises:
         OptionError: there is no such file.
     """
-    path = folder / RUNS
-    if not path.is_file():
-        raise OptionError(
-            f"expected the table of a study in {path}, got no file; do: run python -m benchmarks.collapse"
-        )
+    path = _existing(folder / RUNS)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -133,13 +129,17 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
     Raises:
         OptionError: there is no such file.
     """
-    path = folder / TABLE
+    path = _existing(folder / TABLE)
+    rows = require("pyarrow.parquet", extra="data").read_table(path).to_pylist()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise OptionError(
             f"expected the table of a study in {path}, got no file; do: run python -m benchmarks.collapse"
         )
-    rows = require("pyarrow.parquet", extra="data").read_table(path).to_pylist()
-    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return path
 
 
 def _identity(run: Run) -> dict[str, Any]:
