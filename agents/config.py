@@ -131,6 +131,8 @@ class TrainConfig:
     """Estimator and place of the KL: taken from each token's reward, or added to the loss."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
+    use: tuple[str, ...] = ()
+    """Functions of your own in the place of built-in ones, FILE.py:FUNCTION each; docs/classroom.md names the slots."""
     preset: str = "default"
     """Values of all other options to start from."""
 

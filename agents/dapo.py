@@ -96,7 +96,7 @@ def train(config: DAPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
             rewards = losses.penalised_rewards(
                 batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
-            advantages = losses.group_advantages(rewards.sum(dim=1), batch.group_ids)
+            advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids)
             advantages = losses.spread(advantages, batch.loss_mask)
 
             for part in run.minibatches(batch):
@@ -104,7 +104,7 @@ def train(config: DAPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
                 new = run.evaluate(part)
                 weights = part.weights(batch.loss_mask)
                 advantage = part.cut(advantages)
-                policy_loss, stats = losses.ppo_policy_loss(
+                policy_loss, stats = run.pieces.ppo_policy_loss(
                     new.logprobs, part.old_logprobs, advantage, mask, config.clip_low, config.clip_high, weights=weights
                 )
                 entropy = losses.weighted_sum(new.entropies, mask, weights)

@@ -63,14 +63,14 @@ def train(config: DrGRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog 
             rewards = losses.penalised_rewards(
                 batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
-            advantages = losses.group_advantages(rewards.sum(dim=1), batch.group_ids, normalize_std=False)
+            advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids, normalize_std=False)
             advantages = losses.spread(advantages, batch.loss_mask)
 
             for part in run.minibatches(batch):
                 mask = part.loss_mask
                 new = run.evaluate(part)
                 weights = part.weights(batch.loss_mask, "sequence-sum", max_tokens=config.max_tokens)
-                policy_loss, stats = losses.ppo_policy_loss(
+                policy_loss, stats = run.pieces.ppo_policy_loss(
                     new.logprobs,
                     part.old_logprobs,
                     part.cut(advantages),

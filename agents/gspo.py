@@ -58,7 +58,7 @@ def train(config: GSPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
             rewards = losses.penalised_rewards(
                 batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
-            advantages = losses.group_advantages(rewards.sum(dim=1), batch.group_ids)
+            advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids)
             advantages = losses.spread(advantages, batch.loss_mask)
 
             for part in run.minibatches(batch):

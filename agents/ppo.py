@@ -107,7 +107,7 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
             if config.advantages == "turn":
                 advantages, returns, valued = losses.turn_gae(rewards, old.values, valued, config.gamma, config.lam)
             else:
-                advantages, returns = losses.gae(rewards, old.values, valued, config.gamma, config.lam)
+                advantages, returns = run.pieces.gae(rewards, old.values, valued, config.gamma, config.lam)
             explained_variance = losses.explained_variance(old.values, returns, valued)
             advantages = losses.masked_whiten(advantages, valued if config.advantages == "token" else batch.loss_mask)
 
@@ -116,7 +116,7 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
                 new = run.evaluate(part, part.cut(valued) | mask)
                 weights = part.weights(batch.loss_mask)
                 advantage = part.cut(advantages)
-                policy_loss, stats = losses.ppo_policy_loss(
+                policy_loss, stats = run.pieces.ppo_policy_loss(
                     new.logprobs, part.old_logprobs, advantage, mask, config.clip_low, config.clip_high, weights=weights
                 )
                 value_loss, value_stats = losses.value_loss(

@@ -59,14 +59,14 @@ def train(config: ReinforceConfig, *, make_envs: MakeEnvs = make_envs, log: RunL
                 batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
             no_values = torch.zeros_like(rewards)
-            advantages, _ = losses.gae(rewards, no_values, batch.loss_mask, gamma=1.0, lam=1.0)
+            advantages, _ = run.pieces.gae(rewards, no_values, batch.loss_mask, gamma=1.0, lam=1.0)
             advantages = losses.masked_whiten(advantages, batch.loss_mask)
 
             for part in run.minibatches(batch):
                 mask = part.loss_mask
                 new = run.evaluate(part)
                 weights = part.weights(batch.loss_mask)
-                policy_loss, stats = losses.ppo_policy_loss(
+                policy_loss, stats = run.pieces.ppo_policy_loss(
                     new.logprobs,
                     part.old_logprobs,
                     part.cut(advantages),

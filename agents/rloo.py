@@ -54,7 +54,7 @@ def train(config: RLOOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
             rewards = losses.penalised_rewards(
                 batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
-            advantages = losses.group_advantages(
+            advantages = run.pieces.group_advantages(
                 rewards.sum(dim=1), batch.group_ids, normalize_std=False, leave_one_out=True
             )
             advantages = losses.spread(advantages, batch.loss_mask)

@@ -109,6 +109,11 @@ class RunLog:
         """Wall-clock seconds of training so far, those before an interruption included."""
         return self._earlier_seconds + time.perf_counter() - self.started
 
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """What has been written, a row for each update."""
+        return self._rows
+
     def write(self, metrics: Mapping[str, float], alarms: Sequence[Alarm] = ()) -> None:
         """Append the metrics of one update, which hold "update", and show the alarms that began with it."""
         if self._file is None:

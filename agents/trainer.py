@@ -23,6 +23,7 @@ from agents.generation import make_generator
 from agents.health import COLLAPSES, Alarm, HealthMonitor
 from agents.learner import Learner, Part
 from agents.metrics import logprob_mismatch, rollout_metrics, zero_variance_groups
+from agents.pieces import Pieces
 from agents.policy import TokenEvaluation, TokenScores
 from agents.rollout import Rollout, RolloutBatch, collate, collect
 from agents.runlog import RunLog, to_jsonable
@@ -56,9 +57,11 @@ class Trainer(Learner):
         state = read_state(config.run_dir) if config.save.resume else None
         if state is not None:
             saving.check_same_options(config.run_dir, options)
+        self.pieces = Pieces(config.use)
         super().__init__(config, with_values=with_values, separate_critic=separate_critic)
         self._share = config.rollouts_per_update // self.accelerator.num_processes
         self.envs = make_envs(config.env, self.codec, min(config.compute.num_envs or self._share, self._share))
+        self.pieces.install(self.envs, config.env.corpus)
         self._generator = make_generator(
             self.policy.model,
             self.codec,
@@ -78,6 +81,8 @@ class Trainer(Learner):
             self._restore(state)
         is_main = self.accelerator.is_main_process
         trackers = config.save.trackers if is_main else ()
+        if is_main:
+            self.pieces.keep(config.run_dir / "used")
         self.log = log or RunLog(
             config.run_dir,
             options,
@@ -180,7 +185,8 @@ class Trainer(Learner):
 
     def collate(self, rollouts: Sequence[Rollout]) -> RolloutBatch:
         """``rollouts``, whole groups in a row, as one batch on the device."""
-        return collate(rollouts, self.codec.pad_id, self.device, group_size=self.config.group_size)
+        batch = collate(rollouts, self.codec.pad_id, self.device, group_size=self.config.group_size)
+        return self.pieces.mask(rollouts, batch, self.score)
 
     def minibatches(self, batch: RolloutBatch) -> Iterator[Part]:
         """`Learner.parts` of this update."""
@@ -228,7 +234,8 @@ class Trainer(Learner):
             "time/tokens_per_second": sampled / seconds,
             "time/padding": self.padding,
         }
-        alarms = self._monitor.check(row)
+        alarms = [*self._monitor.check(row), *self.pieces.warnings([*self.log.rows, row])]
+        self.pieces.check_used(self.log.title)
         self.log.write(row, alarms)
         self.update += 1
         if self._transcripts is not None and self._transcripts.is_due(self.update):
