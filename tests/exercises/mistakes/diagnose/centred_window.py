@@ -1,0 +1,7 @@
+# The mean of the updates around each one.
+# expects: window around
+import numpy as np
+
+
+def smooth(em):
+    return np.array([em[max(0, i - 2) : i + 3].mean() for i in range(len(em))])
