@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search_gym.exercises.sandbox import CallResult, SandboxLimits, call_functions, has_namespaces
+from search_gym.exercises.sandbox import (
+    CallResult,
+    Sandbox,
+    SandboxLimits,
+    call_functions,
+    has_landlock,
+    has_namespaces,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of Linux")
 
@@ -88,7 +95,64 @@ def test_there_is_no_network(tmp_path):
     with server:
         port = server.getsockname()[1]
         source = f"import socket\ndef f():\n    socket.create_connection(('127.0.0.1', {port}), 5)\n    return 1"
-        assert "unreachable" in run(tmp_path, source, seconds=60.0).error
+        error = run(tmp_path, source, seconds=60.0).error
+        assert "unreachable" in error or "Permission denied" in error
+
+
+@pytest.mark.skipif(not has_landlock(), reason="the kernel has no Landlock, so files stay writable")
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "open(path, 'a').write('x')",
+        "os.truncate(path, 0)",
+        "os.remove(path)",
+        "os.rename(path, path + '2')",
+        "os.mkdir(path + '3')",
+        "os.symlink('/', path + '4')",
+        "open(path + '5', 'w')",
+        "subprocess.run(['sh', '-c', 'echo x > ' + path], check=True)",
+    ],
+)
+def test_files_outside_of_the_folder_cannot_be_written(tmp_path, attack):
+    target = tmp_path / "grader.py"
+    target.write_text("as it was")
+    source = f"""
+import os, subprocess
+def f(path):
+    open("mine", "w").write("x")
+    os.remove("mine")
+    {attack}
+"""
+    error = run(tmp_path, source, str(target), seconds=60.0).error
+    assert "PermissionError" in error or "CalledProcessError" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grader.py", "submission.py"]
+    assert target.read_text() == "as it was"
+
+
+def test_a_process_serves_many_requests_and_is_replaced_when_it_fails(tmp_path):
+    path = tmp_path / "submission.py"
+    path.write_text("import os\nn = 0\ndef f(x):\n    global n\n    n += 1\n    if x < 0: os._exit(1)\n    return n")
+    with Sandbox(path, SandboxLimits(seconds=60.0)) as sandbox:
+        calls = [[("f", (1,), {}), ("f", (1,), {})], [("f", (1,), {})], [("f", (-1,), {})], [("f", (1,), {})]]
+        results = [[result.value for result in sandbox.call(some)] for some in calls]
+        assert results == [[1, 2], [3], [None], [1]]
+        assert sandbox.call([]) == []
+
+
+def test_a_large_request_to_a_process_that_does_not_read_ends_in_time(tmp_path):
+    path = tmp_path / "submission.py"
+    path.write_text("import time\ntime.sleep(1000)")
+    result = call_functions(path, [("f", (np.zeros(1 << 20),), {})], SandboxLimits(seconds=2.0))[0]
+    assert "took more than 2 s" in result.error
+
+
+@pytest.mark.parametrize("module", ["search_gym", "search_gym.exercises.material.gae.checks", "agents.losses"])
+def test_the_solutions_in_this_package_are_no_work_of_ones_own(tmp_path, module):
+    assert "expected your own code" in run(tmp_path, f"import {module}\ndef f():\n    return 1").error
+
+
+def test_an_error_names_the_line(tmp_path):
+    assert "(line 2: return 1 / 0)" in run(tmp_path, "def f():\n    return 1 / 0").error
 
 
 def test_a_grader_that_a_submission_patches_is_not_the_one_that_judges(tmp_path):

@@ -1,15 +1,17 @@
 """Call the functions of a file that nobody has read, in a process that is limited and that judges nothing.
 
 What is contained, on Linux: processor time, wall time, memory, the size of files, the number of bytes that come back,
-and the process group, all of it killed at the end. Where the kernel lets ``unshare`` make namespaces, there is also no
-network, and no process survives, not even one that left the group. What is not contained: the submission reads the
-files that the user can read and, within the size limit, writes those that the user can write; without namespaces it
-can use the network. Grade strangers' work in a container or as a user of its own.
+and the process group, all of it killed at the end. Where the kernel has Landlock (5.13 and later, most distributions),
+only a temporary folder can be written, and since 6.7 there is no TCP. Where it lets ``unshare`` make namespaces, there
+is no network at all, and no process survives, not even one that left the group. What is not contained: the submission
+reads the files that the user can read, and changes the permissions of those that the user owns. `protections` names
+what is in force. Grade strangers' work in a container.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -68,6 +70,24 @@ def has_namespaces() -> bool:
     if not shutil.which("unshare"):
         return False
     return subprocess.run([*_UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+
+
+@functools.cache
+def has_landlock() -> bool:
+    """Whether the kernel lets a process give up writing files; ``_child.confine`` does so."""
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1)) >= 1
+
+
+def protections() -> dict[str, bool]:
+    """What a submission cannot do on this machine, and whether that is so."""
+    return {
+        "use more time and memory than allowed": sys.platform == "linux",
+        "use the network": has_namespaces(),
+        "leave processes behind": has_namespaces(),
+        "write files of yours": has_landlock(),
+    }
 
 
 def call_functions(path: Path, calls: Sequence[Call], limits: SandboxLimits | None = None) -> list[CallResult]:
