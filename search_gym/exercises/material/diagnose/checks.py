@@ -81,7 +81,7 @@ def _same_index(
     reference: Callable[..., int | None],
     suspects: dict[str, Callable[..., int | None]],
 ) -> str | None:
-    """As `compare`, for functions that return an index or None. A mistake is named if it explains nine in ten errors:
+    """As `compare`, for functions that return an index or None. A mistake is named if it explains two errors in three:
     at a limit, rounding decides, and differently in the student's code."""
     values = [_index(name, got) for got in call.many(name, cases)]
     expected = [reference(*case) for case in cases]
@@ -91,7 +91,7 @@ def _same_index(
     explained = {text: sum(suspect(*cases[i]) == values[i] for i in wrong) for text, suspect in suspects.items()}
     best = max(explained, key=lambda text: explained[text])
     blame = (
-        f"your answers are those of this mistake: {best} For example, " if explained[best] >= 0.9 * len(wrong) else ""
+        f"your answers are those of this mistake: {best} For example, " if explained[best] >= 2 / 3 * len(wrong) else ""
     )
     first = min(wrong, key=lambda i: len(_told(cases[i])))
     return (
