@@ -106,6 +106,7 @@ class Pieces:
 
     def keep(self, folder: Path) -> None:
         """Copy the files to ``folder``, so that the run can be told from its own folder."""
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
         for path in set(self.paths.values()):
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / path.name)

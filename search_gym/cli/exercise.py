@@ -79,8 +79,11 @@ def run_check(args: argparse.Namespace) -> None:
     exercise, path = find_file(args.name, args.file)
     student = args.student or getpass.getuser()
     outcomes = run_checks(exercise, path, args.seed, student)
-    for outcome in outcomes:
-        print(describe(outcome))
+    messages = {outcome.message for outcome in outcomes}
+    if len(messages) == 1 and None not in messages:  # the file cannot be imported, or is still empty
+        print(f"FAIL  all checks: {messages.pop()}")
+    else:
+        print("\n".join(map(describe, outcomes)))
     points = sum(outcome.points for outcome in outcomes)
     print(f"{points:g} of {full_points(exercise):g} points for {path}")
     if any(outcome.message for outcome in outcomes):
@@ -108,9 +111,8 @@ def find_file(name: str | None, file: Path | None) -> tuple[Exercise, Path]:
     for place in places:
         if place.is_file():
             return exercise, place
-    raise OptionError(
-        f"expected your file {' or '.join(map(str, places))}, got none; do: name it after {exercise.name}"
-    )
+    where = " or ".join(map(str, places))
+    raise OptionError(f"expected your file {where}, got none; do: search-gym exercise start {exercise.name}")
 
 
 def describe(outcome: Outcome) -> str:
