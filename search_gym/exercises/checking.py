@@ -34,12 +34,13 @@ class StudentError(SearchGymError, RuntimeError):
 class Caller:
     """Calls functions of a submission in its sandbox; values come back as numpy arrays and plain Python data.
 
-    A context manager. ``total_seconds`` is the wall time of all calls together.
+    A context manager. All calls together may take three times as long as those that are made together.
     """
 
-    def __init__(self, path: Path, limits: SandboxLimits | None = None, *, total_seconds: float = 60.0) -> None:
+    def __init__(self, path: Path, limits: SandboxLimits | None = None) -> None:
+        limits = limits or SandboxLimits()
         self._sandbox = Sandbox(path, limits)
-        self._seconds_left = total_seconds
+        self._seconds_left = 3 * limits.seconds
 
     def __enter__(self) -> Caller:
         return self
@@ -53,7 +54,7 @@ class Caller:
         Raises:
             StudentError: the function is missing, raised, took too long, or returned something that has no value.
         """
-        return _value(name, self._results([(name, args, kwargs)])[0])
+        return value_of(name, self._results([(name, args, kwargs)])[0])
 
     def many(self, name: str, cases: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[Any]:
         """The values of a call for each of ``cases``, tuples of arguments; all in one process.
@@ -61,7 +62,7 @@ class Caller:
         Raises:
             StudentError: as for a single call; of the first that failed.
         """
-        return [_value(name, result) for result in self.results(name, cases, **kwargs)]
+        return [value_of(name, result) for result in self.results(name, cases, **kwargs)]
 
     def results(self, name: str, cases: Sequence[tuple[Any, ...]], **kwargs: Any) -> list[CallResult]:
         """What each call came to, failures and the arguments afterwards included."""
@@ -76,7 +77,12 @@ class Caller:
         return results
 
 
-def _value(name: str, result: CallResult) -> Any:
+def value_of(name: str, result: CallResult) -> Any:
+    """The value of a call of the function ``name``.
+
+    Raises:
+        StudentError: the call failed; the message is for the student.
+    """
     error = result.error
     if error is None:
         return result.value
@@ -139,7 +145,13 @@ def check_generator(seed: int, student: str, name: str) -> np.random.Generator:
 
 
 def unlike(got: Any, expected: Any, *, rtol: float = 1e-6, atol: float = 1e-9) -> str | None:
-    """How ``got`` differs from the number or array ``expected``, None if it does not; NaN is unlike everything."""
+    """How ``got`` differs from ``expected``, None if it does not.
+
+    Numbers and arrays are compared within a tolerance, and NaN is unlike everything; text, None and lists of text have
+    to be the same, where a list equals a tuple.
+    """
+    if expected is None or isinstance(expected, str) or (isinstance(expected, (list, tuple)) and _has_text(expected)):
+        return None if _plain(got) == _plain(expected) else f"expected {show(expected)}, got {show(got)}"
     if isinstance(got, (list, tuple)):
         got = np.array(got) if all(isinstance(item, (int, float)) for item in got) else got
     if not isinstance(got, (int, float, np.ndarray)):
@@ -160,6 +172,17 @@ def unlike(got: Any, expected: Any, *, rtol: float = 1e-6, atol: float = 1e-9) -
         f"expected {show(expected[where])} at index {place}, got {show(got[where])} "
         f"({int(wrong.sum())} of {wrong.size} entries differ)"
     )
+
+
+def _has_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and any(map(_has_text, value)))
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with lists for tuples and arrays."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _kind(value: Any) -> str:

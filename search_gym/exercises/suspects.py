@@ -1,4 +1,4 @@
-"""Comparing a student's numbers with a reference, and naming the misconception that makes the same wrong numbers."""
+"""Comparing a student's values with a reference, and naming the misconception that makes the same wrong values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from search_gym.exercises.checking import Caller, changed, show, unlike
+from search_gym.exercises.checking import Caller, changed, show, unlike, value_of
 
 Case = tuple[Any, ...]
 Reference = Callable[..., Any]
@@ -42,9 +42,7 @@ def compare(
         StudentError: a call failed.
     """
     outcomes = call.results(name, cases)
-    if any(outcome.error for outcome in outcomes):
-        call.many(name, cases)  # raises, with the error in words
-    values = [outcome.value for outcome in outcomes]
+    values = [value_of(name, outcome) for outcome in outcomes]
     differs = partial(_differs, results=results, atol=atol)
     expected = [reference(*case) for case in cases]
     problems = [differs(got, right) for got, right in zip(values, expected, strict=True)]
@@ -56,7 +54,7 @@ def compare(
         for text, suspect in (suspects or {}).items():
             guesses = [suspect(*case) for case in cases]
             if any(map(differs, guesses, expected)) and not any(map(differs, values, guesses)):
-                return f"your numbers are those of this mistake: {text} For example, {message}"
+                return f"what you return is that of this mistake: {text} For example, {message}"
         return message
     for case, outcome in zip(cases, outcomes, strict=True):
         which = changed(outcome, case)
@@ -81,4 +79,4 @@ def _differs(got: Any, expected: Any, *, results: Sequence[str], atol: float) ->
 
 def _size(case: Case) -> int:
     """How much there is to read."""
-    return sum(np.size(value) for value in case)
+    return sum(value.size if isinstance(value, np.ndarray) else len(repr(value)) for value in case)
