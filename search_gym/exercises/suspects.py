@@ -54,7 +54,7 @@ def compare(
         for text, suspect in (suspects or {}).items():
             guesses = [suspect(*case) for case in cases]
             if any(map(differs, guesses, expected)) and not any(map(differs, values, guesses)):
-                return f"what you return is that of this mistake: {text} For example, {message}"
+                return f"it looks like this mistake: {text} For example, {message}"
         return message
     for case, outcome in zip(cases, outcomes, strict=True):
         which = changed(outcome, case)
