@@ -33,6 +33,7 @@ from agents.trainer import Trainer
 from benchmarks.collapse import __main__ as command
 from benchmarks.collapse import warm_up
 from benchmarks.collapse.__main__ import CollapseConfig, alone_in, at_most_every, choose
+from benchmarks.collapse.earlier import take_over
 from benchmarks.collapse.estimate import Estimate, clock, expected_seconds
 from benchmarks.collapse.factors import FORMAT_WARMED
 from benchmarks.collapse.folder import read_study, write_study
@@ -55,6 +56,7 @@ from benchmarks.collapse.table import (
 )
 from benchmarks.collapse.trainer import make_trainer, using
 from search_gym.errors import OptionError, UnknownNameError
+from search_gym.viewer.run_folder import load_run
 
 ROOT = Path(__file__).parents[1]
 UPDATES = 2
@@ -232,6 +234,27 @@ def test_tables_come_back(finished: tuple[Study, Path]) -> None:
         assert {"cell": run.cell.name, "algorithm": "ppo", "seed": 1, "factor.value_mask": True}.items() <= read.items()
         numbers = {k: v for k, v in metrics.items() if k != "alarms" and v is not None}
         assert {k: read[k] for k in numbers} == pytest.approx(numbers, rel=1e-6)
+
+
+def test_runs_are_taken_from_the_tables_of_an_earlier_study(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    """Tables that are made of what was taken are the same again; runs of other options are not taken."""
+    study, folder = finished
+    write_tables(study, folder)
+    (run,) = study.runs()
+    write_study(tmp_path / "again", study)
+    assert take_over(folder, study, tmp_path / "again") == [run]
+    assert write_tables(study, tmp_path / "again") == 1
+    assert read_runs(tmp_path / "again") == read_runs(folder)
+    assert read_table(tmp_path / "again") == read_table(folder)
+    assert load_run(run.folder(tmp_path / "again")).scores[0].em
+    assert take_over(folder, study, tmp_path / "again") == []
+
+    larger = small(algorithms=("ppo",), size={"updates": 3, "rollouts_per_update": 16})
+    assert take_over(folder, larger, tmp_path / "larger") == []
+    other = replace(study, cells=tuple(replace(c, options={**c.options, "top_p": 0.9}) for c in study.cells))
+    assert take_over(folder, other, tmp_path / "other") == []
+    with pytest.raises(OptionError, match="expected a study"):
+        take_over(tmp_path / "nothing", study, tmp_path)
 
 
 def test_a_table_holds_null_where_there_is_nothing(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.collapse import afterwards, warm_up
+from benchmarks.collapse.earlier import take_over
 from benchmarks.collapse.estimate import Estimate, clock, total
 from benchmarks.collapse.factors import FORMAT_WARMED
 from benchmarks.collapse.folder import write_study
@@ -61,6 +62,8 @@ class CollapseConfig:
     """A study file; see docs/collapse.md."""
     run_dir: Path | None = None
     """Where everything goes; by default runs/collapse-NAME."""
+    known: Path | None = None
+    """Folder with the tables of an earlier study, such as benchmarks/results/collapse; its finished runs count here."""
     groups: tuple[str, ...] = ()
     """Only these groups of the study's cells; by default all."""
     seeds: tuple[int, ...] = ()
@@ -109,12 +112,15 @@ def run(config: CollapseConfig, console: Console | None = None) -> Outcome:
     folder = config.run_dir or Path("runs") / f"collapse-{whole.name}"
     launcher = Launcher(config.launcher)
     runs = study.runs()
+    if config.known is not None:
+        taken = take_over(config.known, whole, folder)
+        console.print(f"took {len(taken)} finished runs from {config.known}", highlight=False)
     left = [run for run in runs if status_of(run, folder) != "finished"]
     if config.list:
         console.print(table_of(study, folder, config.jobs))
         return Outcome()
     with alone_in(folder):
-        write_study(folder, whole)
+        write_study(folder, whole, runs=not config.tables_only)
         if config.commands:
             prepare(study, folder, console)
             for one in left:

@@ -30,10 +30,18 @@ def commit_of() -> str | None:
     return done.stdout.strip()
 
 
-def write_study(folder: Path, study: Study) -> None:
-    """Write ``study.json``: all that its runs and its readers have to know."""
+def write_study(folder: Path, study: Study, *, runs: bool = True) -> None:
+    """Write ``study.json``: all that its runs and its readers have to know.
+
+    Without ``runs``, which says that nothing will be run, it goes on naming the command, the commit and the machine of
+    those that were.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / STUDY, to_plain(study))
+    plain, path = to_plain(study), folder / STUDY
+    if not runs and path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        plain |= {name: earlier[name] for name in ("command", "commit", *machine()) if name in earlier}
+    write_json(path, plain)
 
 
 def to_plain(study: Study) -> dict[str, Any]:

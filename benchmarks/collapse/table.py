@@ -38,7 +38,7 @@ def run_rows(study: Study, folder: Path) -> Iterator[dict[str, Any]]:
     """
     for run in study.runs():
         status = status_of(run, folder)
-        row: dict[str, Any] = {**_identity(run), "group": run.cell.groups[0], "label": run.cell.label, "status": status}
+        row: dict[str, Any] = {**identity(run), "group": run.cell.groups[0], "label": run.cell.label, "status": status}
         result = read_result(run, folder) if status == "finished" else None
         if result is not None:
             em = [metrics["rollout/em"] for metrics in metrics_of(run, folder)]
@@ -50,8 +50,8 @@ def run_rows(study: Study, folder: Path) -> Iterator[dict[str, Any]]:
                 **{f"held_out.{kind}": by["em"]["mean"] for kind, by in result["held_out"].items()},
                 **{f"held_out_common.{kind}": by["em"]["mean"] for kind, by in result["held_out_common"].items()},
                 # A run that never found anything to train on has no row at all.
-                "best_em": max(running_means(em)) if em else None,
-                "final_em": running_means(em)[-1] if em else None,
+                "best_em": round(max(running_means(em)), 6) if em else None,
+                "final_em": round(running_means(em)[-1], 6) if em else None,
                 **(collapse_of(em) if em else {"collapsed": False, "collapse_update": None}),
             }
         yield row
@@ -77,11 +77,11 @@ def table_rows(study: Study, folder: Path) -> Iterator[dict[str, Any]]:
         result = read_result(run, folder)
         if result is None:
             continue
-        identity = {**_identity(run), "commit": result["commit"]}
+        who = {**identity(run), "commit": result["commit"]}
         for metrics in metrics_of(run, folder):
             numbers = {name: value for name, value in metrics.items() if name not in NOT_METRICS}
             alarms = ", ".join(alarm["name"] for alarm in metrics.get("alarms", ()))
-            yield {**identity, "update": metrics["update"], "alarms": alarms or None, **numbers}
+            yield {**who, "update": metrics["update"], "alarms": alarms or None, **numbers}
 
 
 def metrics_of(run: Run, folder: Path) -> list[dict[str, Any]]:
@@ -142,7 +142,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def identity(run: Run) -> dict[str, Any]:
+    """The columns that say which run a row belongs to."""
     cell = run.cell
     factors = {f"factor.{name}": level for name, level in cell.levels.items()}
     return {"cell": cell.name, "algorithm": cell.algorithm, **factors, "seed": run.seed}

@@ -206,7 +206,7 @@ def _result(result: Mapping[str, Any], where: str) -> Scores:
         return _scores(
             "after",
             {kind: score["mean"] for kind, score in em.items()},
-            {kind: (score["low"], score["high"]) for kind, score in em.items()},
+            {kind: (score["low"], score["high"]) for kind, score in em.items() if "low" in score},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise malformed(where, "exact match by kind under 'held_out'", error) from error
