@@ -72,7 +72,14 @@ EXERCISES = (
         ("parse_turn", "turn_length", "loss_mask", "info_mask"),
         "loss_mask",
     ),
-    Exercise(2, "reward-hacking", "A reward, and how to be paid for nothing", 30, ("reward", "exploit"), "reward"),
+    Exercise(
+        2,
+        "reward-hacking",
+        "A reward, and how to be paid for nothing",
+        30,
+        ("normalize", "reward", "exploit_text", "exploit_containment"),
+        "reward",
+    ),
     Exercise(3, "bm25", "BM25 from its formula", 40, ("idf", "bm25_scores"), "bm25_scores"),
     Exercise(4, "gae", "Advantages across turns", 45, ("gae",), "gae"),
     Exercise(
