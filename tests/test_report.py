@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("matplotlib")
@@ -26,6 +26,7 @@ from search_gym.viewer.episodes import unpack
 from search_gym.viewer.run_folder import load_run
 
 KINDS = ("1-hop", "2-hop")
+DIGITS = "0123456789k"
 HOSTILE = "<script>alert('x')</script>$\033[31m"
 
 
@@ -370,6 +371,34 @@ def test_smooth_is_the_mean_of_what_is_in_the_window(values: list[float], half_w
     windows = [values[max(0, i - half_width) : i + half_width + 1] for i in range(len(values))]
     expected = [sum(window) / len(window) for window in windows]
     np.testing.assert_allclose(charts.smooth(np.array(values), half_width), expected, rtol=1e-12, atol=1e-9)
+
+
+@given(st.floats(1, 1e30), st.booleans())
+@settings(max_examples=15)
+def test_a_few_huge_numbers_do_not_hide_the_others(largest: float, has_negative: bool) -> None:
+    """A number of usual size stays visible: the scale is logarithmic where a linear one would not tell it from 0."""
+    y = np.where(np.arange(40) == 25, largest, 1.0)
+    y[26] = -1.0 if has_negative else 1.0
+    svg = charts.to_svg(charts.Panel("Gradient norm", [charts.Line("", np.arange(40.0) / 1000, y)]))
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert ("log scale" in labels) == (largest >= charts.WIDE)
+    ticks = [
+        float(label.replace("k", "e3").replace(",", "").replace("\u2212", "-"))
+        for label in labels
+        if label[-1] in DIGITS
+    ]
+    assert 1.0 <= max(ticks) <= 1.3 * largest
+    assert all(len(label) <= 6 for label in labels if label[-1] in DIGITS)
+
+
+def test_a_file_has_one_legend_for_panels_without_their_own(tmp_path: Path) -> None:
+    x = np.arange(3.0)
+    lines = [charts.Line("PPO", x, x), charts.Line("GRPO", x, x + 1, 1)]
+    for legend, count in ((False, 1), (True, 3)):
+        charts.save([charts.Panel(f"Panel {i}", lines, legend=legend) for i in range(3)], tmp_path / "plot")
+        svg = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+        assert [svg.count(f">{name}</text>") for name in ("PPO", "GRPO")] == [count, count]
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 # search-gym view

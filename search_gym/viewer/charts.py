@@ -6,11 +6,12 @@ import hashlib
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,9 @@ _STYLE = {
     "grid.color": LINE,
     "svg.fonttype": "none",
 }
+
+WIDE = 1_000
+"""How many times larger than most a number has to be for a logarithmic scale."""
 
 Series = npt.NDArray[np.float64]
 
@@ -70,6 +74,7 @@ class Panel:
     marks: Sequence[float] = ()
     """Where vertical lines stand."""
     legend: bool = True
+    """Have a legend of its own, if there are several lines; without, the page or the file has one for all panels."""
 
 
 def smooth(values: Series, half_width: int) -> Series:
@@ -151,8 +156,15 @@ def _draw(panels: Sequence[Panel], columns: int) -> Figure:
     figure_module = require("matplotlib.figure", extra="view")
     figure = figure_module.Figure(figsize=(3.7 * columns, 2.65 * rows), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+    shared: dict[str, Any] = {}
     for index, panel in enumerate(panels):
-        _draw_panel(figure.add_subplot(rows, columns, index + 1), panel)
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _draw_panel(axes, panel)
+        if not panel.legend:
+            handles, labels = axes.get_legend_handles_labels()
+            shared = dict(zip(labels, handles, strict=True)) | shared
+    if len(shared) > 1:
+        figure.legend(shared.values(), shared.keys(), loc="outside upper left", ncols=len(shared), frameon=False)
     return figure
 
 
@@ -162,19 +174,37 @@ def _draw_panel(axes: Axes, panel: Panel, *, titled: bool = True) -> None:
     for mark in panel.marks:
         axes.axvline(mark, color=SOFT, linewidth=0.9, linestyle=(0, (2, 2)))
     if titled:
-        axes.set_title(_plain(panel.title), loc="left", fontsize=10.5)
+        axes.set_title(textwrap.fill(_plain(panel.title), 38), loc="left", fontsize=10.5)
     axes.set_xlabel(panel.xlabel)
-    low, high = panel.limits
-    axes.set_ylim(low, high if high is None else high + 0.02 * (high - (low or 0.0)))
     axes.margins(x=0.02)
+    axes.locator_params(axis="y", nbins=5)
+    low, high = panel.limits
+    if high is None:
+        _widen(axes, panel)
+    axes.set_ylim(low, high if high is None else high + 0.02 * (high - (low or 0.0)))
     axes.grid(axis="y", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.locator_params(axis="y", nbins=5)
     axes.yaxis.set_major_formatter(_tick)
     if panel.legend and len(panel.lines) > 1:
         axes.legend(frameon=False, fontsize=9, handlelength=1.2)
+
+
+def _widen(axes: Axes, panel: Panel) -> None:
+    """Let the y-axis be logarithmic beyond what is usual, if some numbers are so large that others would vanish."""
+    sizes = np.abs(np.concatenate([line.y for line in panel.lines]))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if not len(sizes) or sizes.max() < WIDE * np.median(sizes):
+        return
+    first, last = math.ceil(math.log10(np.median(sizes))), math.floor(math.log10(sizes.max()))
+    powers = [10.0**power for power in range(first, last + 1, math.ceil((last - first) / 3))]
+    has_negative = any((line.y < 0).any() for line in panel.lines)
+    axes.set_yscale("symlog", linthresh=powers[0])
+    ticks = powers[1:]  # the first one would touch 0
+    axes.set_yticks([*(-tick for tick in reversed(ticks) if has_negative), 0.0, *ticks])
+    axes.minorticks_off()
+    axes.text(0.02, 0.98, "log scale", transform=axes.transAxes, va="top", color=SOFT, fontsize=8.5)
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
@@ -199,9 +229,9 @@ def _plain(text: str) -> str:
 
 def _tick(value: float, _: object) -> str:
     """A number that fits beside the axis."""
-    if abs(value) >= 10_000:
-        return f"{value / 1000:,.4g}k"
-    if 0 < abs(value) < 0.01:
+    if abs(value) >= 1_000_000 or 0 < abs(value) < 0.01:
         digits, _, exponent = f"{value:.2e}".partition("e")
         return f"{float(digits):g}e{int(exponent)}"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:,.4g}k"
     return f"{value:,.6g}"

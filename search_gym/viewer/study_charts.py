@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,7 @@ def save_all(figures: Figures, folder: Path) -> None:
     if found:
         folder.mkdir(parents=True, exist_ok=True)
     for figure in found:
-        panels = [replace(panel, legend=True) for panel in figure.panels]
-        charts.save(panels, folder / figure.name, columns=min(4, max(2, len(panels))))
+        charts.save(figure.panels, folder / figure.name, columns=min(4, max(2, len(figure.panels))))
 
 
 def _group(study: Study, group: Mapping[str, Any]) -> list[Figure]:
@@ -78,7 +77,7 @@ def _group(study: Study, group: Mapping[str, Any]) -> list[Figure]:
     by_setting = dict(sorted(by_setting.items(), key=_by_level([*by_setting])))
     titles = {setting: _title(found) for setting, found in by_setting.items()}
     together = [level for level in levels if level["factor"] == "algorithm"]
-    survival = [_survival("all together", together, [level["level"] for level in together])] if together else []
+    survival = [_survival("All together", together, [level["level"] for level in together])] if together else []
     survival += [
         _survival(titles[setting], found, [cell["algorithm"] for cell in found])
         for setting, found in by_setting.items()
@@ -116,7 +115,7 @@ def _by_level(settings: Sequence[str]) -> Callable[[tuple[str, Any]], tuple[int,
 def _title(cells: Sequence[Mapping[str, Any]]) -> str:
     counts = sorted({cell["n"] for cell in cells})
     runs = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return f"{_setting(cells[0])} (n = {runs})"
+    return _sentence(f"{_setting(cells[0])} (n = {runs})")
 
 
 def _survival(title: str, rows: Sequence[Mapping[str, Any]], algorithms: Sequence[str]) -> Panel:
@@ -142,15 +141,17 @@ def _learning(cell: Mapping[str, Any]) -> Line:
 
 
 def _by_factor(study: Study, levels: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """One panel a factor with a line for each of its levels."""
+    """One panel for each factor of which two levels have been run, with a line for each of them."""
     by_factor: dict[str, list[Mapping[str, Any]]] = {}
     for level in levels:
         by_factor.setdefault(level["factor"], []).append(level)
     panels = []
     for factor, rows in by_factor.items():
+        if len(rows) < 2:
+            continue
         label = study.plan["factors"].get(factor, {}).get("label", factor)
         lines = [_survival_line(row, f"{_level(row['level'])} ({row['n']} runs)", i) for i, row in enumerate(rows)]
-        panels.append(Panel(harmless(label), lines, (0.0, 1.0)))
+        panels.append(Panel(_sentence(harmless(label)), lines, (0.0, 1.0)))
     return panels
 
 
@@ -176,7 +177,7 @@ def _indicators(study: Study, table: Table | None) -> tuple[Figure | None, list[
             collapsed = outcomes.get((cell, seed)) == "collapsed"
             by_line.setdefault((algorithm_of.get(cell, ""), collapsed), []).append((updates, values))
         lines = []
-        for (algorithm, collapsed), curves in sorted(by_line.items()):
+        for (algorithm, collapsed), curves in sorted(by_line.items(), key=lambda item: _in_order(item[0])):
             if len(curves) < FEWEST_RUNS:
                 continue
             x, y, low, high = mean_curve(curves)
@@ -188,7 +189,13 @@ def _indicators(study: Study, table: Table | None) -> tuple[Figure | None, list[
             panels.append(Panel(_sentence(row["label"]), lines, legend=False))
             captions.append(_worth(row))
     figure = Figure("indicators", "Indicators", panels, captions) if panels else None
-    return figure, [keys[key] for key in sorted(keys)]
+    return figure, [keys[key] for key in sorted(keys, key=_in_order)]
+
+
+def _in_order(key: tuple[str, bool]) -> tuple[int, str, bool]:
+    """Lines of an algorithm stand together, and algorithms in the order of their colours."""
+    algorithm, collapsed = key
+    return COLOR_OF.get(algorithm, len(COLOR_OF)), algorithm, collapsed
 
 
 def _sentence(label: str) -> str:
@@ -196,9 +203,9 @@ def _sentence(label: str) -> str:
 
 
 def _worth(row: Mapping[str, Any]) -> str:
-    """What an indicator is worth as a warning, in words."""
+    """What an indicator is worth as a warning, in words; nothing where there were too few runs to judge it."""
     if not row.get("rules"):
-        return text(f"not judged as a warning: {row['collapsed']} collapsed, {row['kept']} did not")
+        return ""
     detection, alarms, lead = row["detection"]["estimate"], row["false_alarms"]["estimate"], row["lead"]["estimate"]
     warns = f", {lead:g} updates before (median)" if lead is not None else ""
     return text(

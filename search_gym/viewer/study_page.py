@@ -95,7 +95,8 @@ def _groups(study: Study, figures: study_charts.Figures) -> str:
             f"<h3>{text(heading)}</h3>{charts_grid(svgs, small=len(svgs) > 3)}" for heading, svgs in found if svgs
         )
         algorithms = {cell["algorithm"] for cell in study.plan["cells"] if group["name"] in cell.get("groups", ())}
-        keys = _legend(sorted(algorithms, key=lambda name: COLOR_OF.get(name, 9)))
+        # In a fractional design a line is a level, and each chart has a legend.
+        keys = "" if group["design"] == "fraction" else _legend(sorted(algorithms, key=lambda x: COLOR_OF.get(x, 9)))
         coverage = next((c for c in study.analysis["coverage"]["groups"] if c["group"] == group["name"]), None)
         runs = f" {coverage['finished']} of {coverage['planned']} runs." if coverage else ""
         parts.append(
@@ -119,8 +120,9 @@ def _indicators(study: Study, figures: study_charts.Figures) -> str:
         return ""
     grid = charts_grid(figures.indicators.svgs(), small=True)
     note = (
-        "Mean over runs and its 95 % bootstrap interval, at updates where two runs or more have the metric. The "
-        "caption says what it is worth as a warning, by a rule chosen on half of the seeds and judged on the others."
+        "Mean over runs and its 95 % bootstrap interval, at updates where two runs or more have the metric. A caption "
+        "says what it is worth as a warning, by a rule chosen on half of the seeds and judged on the others; where "
+        "there is none, too few runs have collapsed, or have not, to judge it."
     )
     return f'{legend(figures.indicator_keys)}{grid}<p class="note">{note}</p>' if grid else ""
 

@@ -96,7 +96,8 @@ def published_table(analysis: Mapping[str, Any]) -> str:
     rows = ""
     for row in analysis.get("comparison", ()):
         difference, verdict = row["difference"], str(row["verdict"])
-        published = "" if row.get("published") is None else f"<small>{text(row['published'])}</small>"
+        published = row.get("published")
+        published = "" if published is None else f"<small>published difference {_sign(published)}</small>"
         rows += (
             f'<tr><th scope="row">{text(row["statement"])}<small>{text(row["source"])}</small>{published}</th>'
             f'<td class="verdict {VERDICTS.get(verdict, "")}">{text(verdict)}</td>'
@@ -138,7 +139,7 @@ def _signed(value: Estimate) -> str:
 
 
 def _sign(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+.3g}".replace("-", "−") if 0 < abs(value) < 0.1 else f"{value:+.2f}".replace("-", "−")
 
 
 def _p(value: float | None) -> str:

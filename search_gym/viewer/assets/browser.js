@@ -65,7 +65,6 @@
   const refresh = () => {
     shown = matches();
     list.replaceChildren(...shown.map(item));
-    list.classList.toggle("long", shown.length > 300);
     $(".count").textContent = `${shown.length} of ${plural(all.length, "episode")}`;
     choose(shown.includes(chosen) ? shown.indexOf(chosen) : 0);
   };
