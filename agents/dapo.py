@@ -85,10 +85,11 @@ def train(config: DAPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
                 if len(rollouts) >= config.rollouts_per_update:
                     break
             rollouts = rollouts[: config.rollouts_per_update]
-            if len(rollouts) < config.minibatch_size:
+            if not rollouts:
                 run.skip()
                 continue
-            rollouts = rollouts[: len(rollouts) // config.minibatch_size * config.minibatch_size]
+            # What is over whole mini-batches is left out, but early in a run even one mini-batch may not come together.
+            rollouts = rollouts[: len(rollouts) // config.minibatch_size * config.minibatch_size or len(rollouts)]
             batch = run.collate(rollouts)
             old = run.score(batch)
             ref_logprobs = run.score_reference(batch)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_models import llama, tokenizer
 
-from agents import grpo, ppo
+from agents import dapo, grpo, ppo
 from agents.config import ComputeConfig, OptimizerConfig
 from agents.learner import CPU_TOKENS
 from agents.models import load_model
@@ -250,6 +250,19 @@ def test_adapters_resume_exactly(model: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.undo()
     grpo.train(options("stopped"), make_envs=say_who)
     assert rows(tmp_path / "stopped") == rows(tmp_path / "alone")
+
+
+def test_one_informative_group_is_enough_for_dapo(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer rollouts than a mini-batch make a smaller one; none at all leave the weights as they are."""
+    found = iter([1, 0])
+    monkeypatch.setattr(dapo, "informative_groups", lambda rollouts, size: rollouts[: next(found) * size])
+    options = config(dapo.DAPOConfig, tmp_path, model)
+    options = replace(options, minibatch_size=8, rollouts_per_update=8, max_rounds=1, updates=2)
+    dapo.train(options, make_envs=say_who)
+    (row,) = rows(options.run_dir)
+    assert row["update"] == 1 and row["loss/grad_norm"] > 0
 
 
 def test_a_model_without_gradient_checkpointing_says_so(tmp_path: Path) -> None:
