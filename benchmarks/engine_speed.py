@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ import tyro
 from transformers.utils.logging import disable_progress_bar
 
 from agents.runlog import command_line, write_json, write_text
+from benchmarks.pages import put
 from benchmarks.rollout_speed import check, decode, retriever, rollouts
 from benchmarks.shapes import SMALL, SMOLLM2, UniformCodec, make_model
 from benchmarks.update_speed import paper, update
@@ -189,16 +189,12 @@ def table(results: Mapping[str, Any]) -> str:
             f"| episodes that differ from the simple engine's, float32 | {part['episodes_that_differ']} of "
             f"{part['episodes']} | | |"
         )
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows)
 
 
 def write_page(results: Mapping[str, Any], page: Path = PAGE) -> None:
     """Put `table` between the marks of the page."""
-    text = page.read_text(encoding="utf-8")
-    begin = "<!-- figures:begin (made by `python -m benchmarks.engine_speed`; do not edit) -->\n"
-    end = "<!-- figures:end -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    write_text(page, pattern.sub(lambda _: begin + table(results) + end, text))
+    write_text(page, put(page.read_text(encoding="utf-8"), "figures", "benchmarks.engine_speed", table(results)))
 
 
 if __name__ == "__main__":

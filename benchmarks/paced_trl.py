@@ -1,10 +1,10 @@
-"""Whole updates of TRL's ``GRPOTrainer``, each made when it is asked for: a worker of `benchmarks.peer_training`.
+"""Whole updates of TRL's ``GRPOTrainer``, each made when it is asked for: a worker of `benchmarks.paced_workers`.
 
 The episodes are those of `SearchVectorEnv`, played through the ``rollout_func`` of `search_gym.adapters.trl`. Every
 turn is sampled as TRL samples the turns of its own tool calls: its generation (``model.generate`` with a cache of keys
 and values) continues the whole context of all open episodes, in one batch padded on the left. Every tag of the tiny
 model's vocabulary is one token, so closing tags are declared as further EOS ids, the cheapest way of ending a turn that
-transformers has.
+transformers has. (The adapter's own generation gives log-probabilities too, which this loss has no use for.)
 
 The tiny model mixes its vocabulary with copies from the context, so it has to compute log-probabilities by itself; TRL
 would compute them from its last hidden state. `agents.tiny_trl.add_own_head` is all that is changed of TRL.
@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ from search_gym.adapters.trl import RolloutFunc, Sampled, episode_reward
 class Episodes(RolloutFunc):
     """The adapter's ``rollout_func`` with TRL's own generation.
 
-    ``last`` holds the seconds, and the means of sampled tokens, all tokens and searches, of the latest round.
+    ``last`` holds the seconds, and the means of exact match, sampled tokens, all tokens and searches, of the latest
+    round.
     """
 
     def __init__(self, envs: SearchVectorEnv) -> None:
@@ -50,6 +52,7 @@ class Episodes(RolloutFunc):
         lengths = [len(x) + len(y) for x, y in zip(found["prompt_ids"], found["completion_ids"], strict=True)]
         self.last = {
             **{f"rollout_{name}": seconds for name, seconds in clock.read().items()},
+            "em": statistics.mean(found["episode_reward"]),
             "sampled_tokens": statistics.mean(map(sum, found["env_mask"])),
             "all_tokens": statistics.mean(lengths),
             "searches": statistics.mean(found["num_searches"]),
@@ -75,9 +78,18 @@ class Paced(TrainerCallback):
     ) -> None:
         """Between two rounds, report on the first."""
         if state.global_step % args.steps_per_generation == 0:  # pyright: ignore[reportAttributeAccessIssue]
-            report = self._ready if self._clock is None else {**self._clock.read(), **self._episodes.last}
-            self._pace.next(report)
+            self._pace.next(self._ready if self._clock is None else self._report(self._clock))
             self._clock = Clock()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report on the last round."""
+        if self._clock is not None:
+            self._pace.next(self._report(self._clock))
+
+    def _report(self, clock: Clock) -> dict[str, Any]:
+        return {**clock.read(), **self._episodes.last}
 
 
 def make_trainer(settings: Mapping[str, Any], pace: Pace | None = None) -> tuple[GRPOTrainer, Episodes]:
@@ -149,6 +161,9 @@ def make_trainer(settings: Mapping[str, Any], pace: Pace | None = None) -> tuple
 
 
 if __name__ == "__main__":
-    pace = Pace()
-    trainer, _ = make_trainer(json.loads(sys.argv[1]), pace)
+    pace, settings = Pace(), json.loads(sys.argv[1])
+    trainer, _ = make_trainer(settings, pace)
     trainer.train()
+    folder = Path(settings["run_dir"]) / "checkpoint"
+    trainer.save_model(str(folder))
+    pace.next({"checkpoint": str(folder)})

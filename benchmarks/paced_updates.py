@@ -1,4 +1,4 @@
-"""Whole updates of `agents.grpo`, each made when it is asked for: a worker of `benchmarks.peer_training`."""
+"""Whole updates of `agents.grpo`, each made when it is asked for: a worker of `benchmarks.paced_workers`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PacedLog(RunLog):
             {
                 **self._clock.read(),
                 "rollout_wall": metrics["time/rollout_seconds"],
-                **{name: metrics[f"rollout/{name}"] for name in ("sampled_tokens", "searches")},
+                **{name: metrics[f"rollout/{name}"] for name in ("em", "sampled_tokens", "searches")},
                 "logprob_mismatch_max": metrics["loss/logprob_mismatch_max"],
             }
         )
@@ -47,7 +47,7 @@ class PacedLog(RunLog):
 
 
 def work(pace: Pace, settings: dict[str, Any]) -> None:
-    """Train with the settings until nobody asks for more."""
+    """Train with the settings, until nobody asks for more or all updates are made; then tell where the policy is."""
     log = PacedLog(pace, Path(settings["run_dir"]), settings["updates"])
 
     def make(env: EnvConfig, codec: TokenCodec, num_envs: int) -> SearchVectorEnv:
@@ -70,6 +70,7 @@ def work(pace: Pace, settings: dict[str, Any]) -> None:
         run_dir=Path(settings["run_dir"]),
     )
     grpo.train(config, make_envs=make, log=log)
+    pace.next({"checkpoint": str(config.run_dir / "checkpoint")})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import put
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/scale.md"
 WIKI_18 = 21_015_324
@@ -30,12 +32,7 @@ def write_page(results: Path, page: Path = PAGE) -> None:
 
 def with_table(page: str, name: str, table: str) -> str:
     """``page`` with ``table`` between the markers called ``name``."""
-    begin = f"<!-- {name}:begin (made by `python -m benchmarks.retrievers{OPTIONS.get(name, '')}`; do not edit) -->"
-    end = f"<!-- {name}:end -->"
-    before, found, rest = page.partition(begin)
-    if not found:
-        raise ValueError(f"expected the marker {begin!r} in the page, got none; do: put it where the table belongs")
-    return f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
+    return put(page, name, f"benchmarks.retrievers{OPTIONS.get(name, '')}", table)
 
 
 def tables(cells: Cells) -> dict[str, str]:

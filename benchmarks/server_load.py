@@ -15,17 +15,15 @@ Memory of workers is the resident set (RSS) and the proportional one (PSS, in wh
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import platform
-import random
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -34,12 +32,14 @@ from typing import Any
 
 import tyro
 
+from agents.runlog import write_text
 from benchmarks.corpora import documents, questions
+from benchmarks.pages import put
+from benchmarks.server_clients import closed_loop, open_loop
 from search_gym.corpus import format_contents
 
 NUM_BODIES = 20
 PAGE = Path("docs/server.md")
-BEGIN, END = "<!-- figures:begin (made by `python -m benchmarks.server_load`; do not edit) -->", "<!-- figures:end -->"
 
 
 @dataclass(frozen=True)
@@ -66,117 +66,11 @@ class LoadConfig:
     """The JSON file to write."""
 
 
-class Client:
-    """A connection that is kept; HTTP/1.1 by hand, because a full client takes more of the machine than the server."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, body: bytes) -> int:
-        """The status of the answer, after all of it has been read."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self.port)
-        reader, writer = self._streams
-        head = f"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        answer = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(line for line in answer.split("\r\n") if line.lower().startswith("content-length:"))
-        await reader.readexactly(int(length.partition(":")[2]))
-        return int(answer.split(" ", 2)[1])
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._streams is not None:
-            self._streams[1].close()
-            await self._streams[1].wait_closed()
-
-
 def requests(config: LoadConfig) -> list[bytes]:
     """Bodies of requests, to be sent in turn."""
     texts = [text for text, _ in questions(NUM_BODIES * config.queries, config.documents)]
     parts = [texts[i : i + config.queries] for i in range(0, len(texts), config.queries)]
     return [json.dumps({"queries": part, "topk": config.k, "return_scores": True}).encode() for part in parts]
-
-
-def summary(latencies: Sequence[float], seconds: float, config: LoadConfig) -> dict[str, float]:
-    """Figures of answered requests, in milliseconds and per second."""
-    if len(latencies) < 2:
-        return {"requests": len(latencies)}
-    cuts = statistics.quantiles(latencies, n=100, method="inclusive")
-    return {
-        "requests": len(latencies),
-        "requests_per_second": round(len(latencies) / seconds, 1),
-        "queries_per_second": round(len(latencies) * config.queries / seconds, 1),
-        "p50_ms": round(1000 * cuts[49], 1),
-        "p99_ms": round(1000 * cuts[98], 1),
-    }
-
-
-async def closed_loop(port: int, bodies: Sequence[bytes], clients: int, config: LoadConfig) -> dict[str, float]:
-    """``clients`` that each ask again as soon as they are answered."""
-    latencies: list[float] = []
-    start = time.perf_counter()
-
-    async def play(number: int) -> None:
-        client = Client(port)
-        turn = number
-        while (began := time.perf_counter()) < start + config.seconds:
-            status = await client.ask(bodies[turn % len(bodies)])
-            if status != 200:
-                raise RuntimeError(f"expected status 200, got {status}")
-            latencies.append(time.perf_counter() - began)
-            turn += clients
-        await client.close()
-
-    await asyncio.gather(*map(play, range(clients)))
-    return summary(latencies, time.perf_counter() - start, config)
-
-
-async def open_loop(
-    port: int, bodies: Sequence[bytes], rate: float, config: LoadConfig, watch: Callable[[], float]
-) -> dict[str, Any]:
-    """Requests that arrive ``rate`` times a second, whatever becomes of them; ``watch`` gives the memory in MB."""
-    rng = random.Random(0)
-    idle: list[Client] = []
-    answers: list[tuple[int, float]] = []
-    memory: list[float] = []
-
-    async def one(body: bytes, due: float) -> None:
-        client = idle.pop() if idle else Client(port)
-        status = await client.ask(body)
-        answers.append((status, time.perf_counter() - due))
-        idle.append(client)
-
-    seconds = 3 * config.seconds
-    start = due = time.perf_counter()
-    next_look = start
-    tasks: set[asyncio.Task[None]] = set()
-    while due < start + seconds:
-        due += rng.expovariate(rate)
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.create_task(one(bodies[rng.randrange(len(bodies))], due))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        if time.perf_counter() >= next_look:
-            memory.append(watch())
-            next_look += seconds / 18
-    await asyncio.gather(*tasks)
-    took = time.perf_counter() - start
-    connections = len(idle)
-    for client in idle:
-        await client.close()
-    served, refused = ([latency for status, latency in answers if status == wanted] for wanted in (200, 503))
-    if len(served) + len(refused) != len(answers):
-        raise RuntimeError(f"expected status 200 or 503, got {sorted({status for status, _ in answers})}")
-    return {
-        "offered_per_second": round(len(answers) / took, 1),
-        "refused_share": round(len(refused) / len(answers), 3),
-        "served": summary(served, took, config),
-        "refused": summary(refused, took, config),
-        "most_connections": connections,
-        "rss_mb_over_time": memory,
-    }
 
 
 @contextmanager
@@ -222,7 +116,7 @@ def build(config: LoadConfig, folder: Path) -> Path:
 
 def measure(index: Path, config: LoadConfig) -> dict[str, Any]:
     """Every number of workers with every number of clients, then too much for each number of workers."""
-    bodies = requests(config)
+    bodies, size = requests(config), {"seconds": config.seconds, "queries": config.queries}
     rows: list[dict[str, Any]] = []
     overload: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
@@ -235,14 +129,16 @@ def measure(index: Path, config: LoadConfig) -> dict[str, Any]:
 
     for workers in config.workers:
         with serving(index, workers, config) as (port, pids):
-            run(closed_loop(port, bodies, 4 * workers, config))  # so that every worker has read the index
+            run(closed_loop(port, bodies, 4 * workers, **size))  # so that every worker has read the index
             ours = [
-                {"workers": workers, "clients": n, **run(closed_loop(port, bodies, n, config))} for n in config.clients
+                {"workers": workers, "clients": n, **run(closed_loop(port, bodies, n, **size))} for n in config.clients
             ]
             rss, pss = (megabytes(pids, kind) for kind in ("Rss", "Pss"))
             memory.append({"workers": workers, "rss_mb": rss, "pss_mb": pss})
             capacity = max(row["requests_per_second"] for row in ours)
-            found = run(open_loop(port, bodies, 2 * capacity, config, lambda pids=pids: megabytes(pids, "Rss")))
+            size_of_overload = {**size, "seconds": 3 * config.seconds}
+            memory_now = functools.partial(megabytes, pids, "Rss")
+            found = run(open_loop(port, bodies, 2 * capacity, memory_now, **size_of_overload))
             overload.append({"workers": workers, "capacity_per_second": capacity, **found})
             rows += ours
     return {"closed_loop": rows, "memory": memory, "twice_the_capacity": overload}
@@ -285,13 +181,6 @@ def tables(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_tables(page: str, result: Mapping[str, Any]) -> str:
-    """``page`` with the figures between its markers."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables(result)}\n{END}{after}"
-
-
 def main(config: LoadConfig, arguments: Sequence[str] = ()) -> None:
     """Measure, print, and write down with the command line's ``arguments``."""
     with tempfile.TemporaryDirectory(prefix="server-load-") as folder:
@@ -313,7 +202,7 @@ def main(config: LoadConfig, arguments: Sequence[str] = ()) -> None:
     config.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(tables(result))
     if config.output == LoadConfig.output and PAGE.is_file():
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+        write_text(PAGE, put(PAGE.read_text(encoding="utf-8"), "figures", "benchmarks.server_load", tables(result)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from agents.models import load_model
 from agents.policy import evaluate_tokens
 from agents.runlog import to_jsonable
 from agents.tasks import EnvConfig, QuestionOrder, make_envs
-from benchmarks import peer_training
+from benchmarks import paced_workers, peer_training
 from benchmarks.peer_training import FIRST, ONE_BY_ONE, OURS, TRL, PeerConfig
 
 ENGINE = "agents.generation:CachedGenerator"
@@ -58,7 +58,7 @@ def test_it_measures_what_is_there_and_says_what_is_left_out(
     assert result["collect"][ENGINE]["episode"]["sampled_tokens"] > 3
     assert result["goals"].keys() == peer_training.GOALS.keys()
     assert result["goals"]["updates over TRL"] == {"goal": 5.0, "measured": None, "met": None}
-    if peer_training.unpack(peer_training.FIRST_ISSUE, tmp_path / "tree"):
+    if paced_workers.unpack(peer_training.FIRST_ISSUE, tmp_path / "tree"):
         assert result["ratios"]["collect over first issue"]["rounds"] == TINY.rounds
         first, ours = (result["collect"][name] for name in (FIRST, ENGINE))
         assert first["episode"] == ours["episode"] or ours["same_episodes"] < 1
@@ -69,24 +69,24 @@ def test_it_measures_what_is_there_and_says_what_is_left_out(
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     program = "import sys; print('{}', flush=True); sys.stdin.readline(); raise ValueError('too short')"
-    with peer_training.Worker("it", [sys.executable, "-c", program], {}, tmp_path / "log.txt") as worker:
+    with paced_workers.Worker("it", [sys.executable, "-c", program], {}, tmp_path / "log.txt") as worker:
         assert worker.wait() == {}
         with pytest.raises(RuntimeError, match=r"(?s)report of 'it', got the end of its process:.*too short"):
             worker.work({"seed": 1})
 
 
 def test_a_commit_that_is_not_there_cannot_be_unpacked(tmp_path: Path) -> None:
-    assert not peer_training.unpack("0" * 40, tmp_path / "tree")
+    assert not paced_workers.unpack("0" * 40, tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
 
 
 def test_contestants_with_other_questions_or_code_are_not_compared(tmp_path: Path) -> None:
     facts = {"trees": [str(tmp_path)], "questions": "a", "vocab_size": 9}
-    peer_training.check_facts("it", facts, facts, tmp_path)
+    paced_workers.check_facts("it", facts, facts, tmp_path)
     with pytest.raises(RuntimeError, match="the questions of the others"):
-        peer_training.check_facts("it", facts, {**facts, "questions": "b"}, tmp_path)
+        paced_workers.check_facts("it", facts, {**facts, "questions": "b"}, tmp_path)
     with pytest.raises(RuntimeError, match="run the code in"):
-        peer_training.check_facts("it", facts, facts, tmp_path / "elsewhere")
+        paced_workers.check_facts("it", facts, facts, tmp_path / "elsewhere")
 
 
 def report(wall: float, cpu: float, **more: Any) -> dict[str, Any]:
