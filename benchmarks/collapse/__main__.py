@@ -111,15 +111,15 @@ def run(config: CollapseConfig, console: Console | None = None) -> Outcome:
     study = whole.select(config.groups, config.seeds)
     folder = config.run_dir or Path("runs") / f"collapse-{whole.name}"
     launcher = Launcher(config.launcher)
-    runs = study.runs()
-    if config.known is not None:
-        taken = take_over(config.known, whole, folder)
-        console.print(f"took {len(taken)} finished runs from {config.known}", highlight=False)
-    left = [run for run in runs if status_of(run, folder) != "finished"]
     if config.list:
         console.print(table_of(study, folder, config.jobs))
         return Outcome()
     with alone_in(folder):
+        if config.known is not None:
+            taken = take_over(config.known, whole, folder)
+            console.print(f"took {len(taken)} finished runs from {config.known}", highlight=False)
+        runs = study.runs()
+        left = [run for run in runs if status_of(run, folder) != "finished"]
         write_study(folder, whole, runs=not config.tables_only)
         if config.commands:
             prepare(study, folder, console)
