@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.baseline_methods import METHODS, Reinforced, Size, StableBaselin
 from benchmarks.baselines import BaselinesConfig, compare, comparisons_table, main, page, run_method, summarise, table
 from search_gym.errors import OptionError, UnknownNameError
 
+ROOT = Path(__file__).parents[1]
 SMALL = Size(questions_per_kind=12, demonstrations=8)
 
 
@@ -32,6 +34,16 @@ def result(method, em, seed=1, searches=1.0):
 def test_every_row_can_be_evaluated_and_every_comparison_is_of_rows():
     assert {name for pair in baselines.COMPARED for name in pair} <= set(METHODS)
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", ["baselines", "sb3"])
+def test_the_page_has_the_rows_that_were_measured(name):
+    kept = baselines.BaselinesConfig.output.with_name(f"{name}.json")
+    summary = json.loads((ROOT / kept).read_text(encoding="utf-8"))
+    rows = table(summary["rows"], summary["demonstrations"]).splitlines()
+    lines = (ROOT / "docs/baselines_training.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) > 2
+    assert set(rows) <= set(lines)
 
 
 @pytest.mark.parametrize("name", ["single-search", "oracle", "base", "direct"])
