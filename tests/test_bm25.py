@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -161,6 +162,21 @@ def test_it_needs_a_word(tmp_path: Path) -> None:
         retrievers.load("bm25", documents)
     with pytest.raises(CorpusError, match="at least one word"):
         bm25.build(write_corpus(documents, tmp_path / "corpus"), tmp_path)
+
+
+def test_jax_is_left_alone(tmp_path: Path) -> None:
+    """The library would try it out, and it would take the memory of the GPU that a policy is to be trained on."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax/__init__.py").write_text("used = []")
+    (tmp_path / "jax/lax.py").write_text("def top_k(*args): import jax; jax.used.append(1)")
+    check = (
+        "import sys; from search_gym import retrievers; from search_gym.retrievers import Document;"
+        "found = retrievers.load('bm25', [Document('1', 'a', 'b')]).search(['b'], 1);"
+        "assert found[0][0].doc_id == '1' and 'jax' not in sys.modules;"
+        "import jax; assert not jax.used"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", check], env=environment, check=True, cwd=Path(__file__).parents[1])
 
 
 def test_without_the_library_the_install_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ bm25s (Lù 2024, arXiv 2407.03618) computes every term's score once, when it bui
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from search_gym.errors import CorpusError, OptionError
 from search_gym.plugins import require
@@ -128,11 +129,22 @@ def make(
     ]
     if not vocabulary:
         raise CorpusError("expected documents with at least one word, got none; do: check the corpus")
-    model = require("bm25s", extra="bm25").BM25(k1=k1, b=b, method="lucene")
+    model = _bm25s().BM25(k1=k1, b=b, method="lucene")
     model.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
     scores = model.scores
     postings = Postings(scores["data"], scores["indices"], scores["indptr"], len(documents))
     return BM25Retriever(documents, postings, vocabulary.get, backend=backend, threads=threads)
+
+
+def _bm25s() -> Any:
+    """The library, without JAX, which it would try out as soon as it is imported: JAX takes most of a GPU for itself."""
+    if "jax" in sys.modules or "bm25s" in sys.modules:
+        return require("bm25s", extra="bm25")
+    sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        return require("bm25s", extra="bm25")
+    finally:
+        del sys.modules["jax"]
 
 
 def _open(
