@@ -38,7 +38,7 @@ def _weights(mask: npt.NDArray[np.bool_], aggregation: str) -> Floats:
     return weights
 
 
-def _batch(rng: np.random.Generator, *, outside: str = "numbers", on_policy: bool = False) -> Case:
+def make_batch(rng: np.random.Generator, *, outside: str = "numbers", on_policy: bool = False) -> Case:
     """Arguments of `clipped_loss`; outside the mask stand plausible numbers, or NaN and infinities."""
     mask = _loss_mask(rng)
     old = rng.normal(-1.5, 0.5, mask.shape)
@@ -52,7 +52,7 @@ def _batch(rng: np.random.Generator, *, outside: str = "numbers", on_policy: boo
     return logprobs, old, advantages, mask, weights, *clips
 
 
-def _reference(
+def loss_of(
     logprobs: Floats, old: Floats, advantages: Floats, mask: Any, weights: Floats, low: float, high: float
 ) -> tuple[float, Floats]:
     loss, gradient = 0.0, np.zeros(mask.shape)
@@ -66,7 +66,7 @@ def _reference(
     return float(loss), gradient
 
 
-def _fraction(
+def clip_fraction_of(
     logprobs: Floats, old: Floats, advantages: Floats, mask: Any, weights: Floats, low: float, high: float
 ) -> float:
     total = 0.0
@@ -79,17 +79,17 @@ def _fraction(
 
 def _loss_check(outside: str = "numbers", on_policy: bool = False) -> Callable[[Caller, np.random.Generator], Any]:
     def run(call: Caller, rng: np.random.Generator) -> str | None:
-        cases = [_batch(rng, outside=outside, on_policy=on_policy) for _ in range(CASES)]
+        cases = [make_batch(rng, outside=outside, on_policy=on_policy) for _ in range(CASES)]
         return compare(
-            call, "clipped_loss", cases, _reference, arguments=ARGUMENTS, suspects=WRONG_LOSSES, results=RESULTS
+            call, "clipped_loss", cases, loss_of, arguments=ARGUMENTS, suspects=WRONG_LOSSES, results=RESULTS
         )
 
     return run
 
 
 def _garbage(call: Caller, rng: np.random.Generator) -> str | None:
-    cases = [_batch(rng, outside="garbage") for _ in range(CASES)]
-    problem = compare(call, "clipped_loss", cases, _reference, arguments=ARGUMENTS, results=RESULTS)
+    cases = [make_batch(rng, outside="garbage") for _ in range(CASES)]
+    problem = compare(call, "clipped_loss", cases, loss_of, arguments=ARGUMENTS, results=RESULTS)
     if problem is None:
         return None
     return (
@@ -102,7 +102,7 @@ def _slope(call: Caller, rng: np.random.Generator) -> str | None:
     """The student's derivative against central differences of the student's own loss."""
     step = 1e-5
     for _ in range(6):
-        case = _batch(rng)
+        case = make_batch(rng)
         logprobs, old, _, mask, _, low, high = case
         ratio = np.exp(logprobs - old)
         places = [
@@ -141,15 +141,15 @@ def _check_fraction(call: Caller, rng: np.random.Generator) -> str | None:
 
     def unweighted(*case: Any) -> float:
         logprobs, old, advantages, mask, _, low, high = case
-        return _fraction(logprobs, old, advantages, mask, mask / mask.sum(), low, high)
+        return clip_fraction_of(logprobs, old, advantages, mask, mask / mask.sum(), low, high)
 
-    cases = [_batch(rng, outside=("numbers", "garbage")[i % 2]) for i in range(CASES)]
+    cases = [make_batch(rng, outside=("numbers", "garbage")[i % 2]) for i in range(CASES)]
     suspects = {
         "every ratio outside the interval counts. The clip cuts the gradient only where the clipped term is the "
         "smaller one: of good tokens above, of bad tokens below.": outside,
         "every sampled token counts the same. Sum the weights.": unweighted,
     }
-    return compare(call, "clip_fraction", cases, _fraction, arguments=ARGUMENTS, suspects=suspects)
+    return compare(call, "clip_fraction", cases, clip_fraction_of, arguments=ARGUMENTS, suspects=suspects)
 
 
 def _whiten(call: Caller, rng: np.random.Generator) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from search_gym.exercises.checking import Caller, Check, changed, show
+from search_gym.exercises.checking import Caller, Check, changed, show, value_of
 from search_gym.exercises.material.design.exam import KINDS, TOP_K, Exam, Rankings, bm25, make_exam
 
 MARGIN, GOOD, VERY_GOOD = 0.1, 0.7, 0.9
@@ -43,8 +43,8 @@ def _check_valid(call: Caller, rng: np.random.Generator) -> str | None:
     queries = [*exam.queries, "", "?", "qqqqq wwwww", exam.documents[0].title, "the of is", exam.documents[1].text]
     cases = [(queries, exam.pairs, k) for k in (1, 3, 5)] + [([], exam.pairs, 3), (queries[:2], exam.pairs[:2], 5)]
     results = call.results("search", cases)
-    for case, got in zip(cases, call.many("search", cases), strict=True):
-        if problem := _valid(case[0], got, len(case[1]), case[2]):
+    for case, result in zip(cases, results, strict=True):
+        if problem := _valid(case[0], value_of("search", result), len(case[1]), case[2]):
             return problem
     for case, result in zip(cases, results, strict=True):
         if changed(result, case) is not None:

@@ -90,9 +90,7 @@ def _same_index(
         return None
     explained = {text: sum(suspect(*cases[i]) == values[i] for i in wrong) for text, suspect in suspects.items()}
     best = max(explained, key=lambda text: explained[text])
-    blame = (
-        f"your answers are those of this mistake: {best} For example, " if explained[best] >= 2 / 3 * len(wrong) else ""
-    )
+    blame = f"it looks like this mistake: {best} For example, " if explained[best] >= 2 / 3 * len(wrong) else ""
     first = min(wrong, key=lambda i: len(_told(cases[i])))
     return (
         f"{blame}{name}({_told(cases[first])}): expected {expected[first]}, got {values[first]} "

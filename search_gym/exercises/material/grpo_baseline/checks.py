@@ -21,7 +21,7 @@ ALGORITHMS = ("grpo", "rloo", "dr_grpo")
 CASES = 40
 
 
-def _groups(rng: np.random.Generator, *, least: int = 1, same_size: bool = False) -> tuple[Floats, Ints]:
+def make_groups(rng: np.random.Generator, *, least: int = 1, same_size: bool = False) -> tuple[Floats, Ints]:
     """Rewards and ids of one to four groups, shuffled; binary rewards, or any."""
     count = int(rng.integers(1, 5))
     size = int(rng.integers(max(2, least), 6))
@@ -38,7 +38,7 @@ def _advantages(normalize: bool, leave_one_out: bool, *, least: int = 2, same_si
     def run(call: Caller, rng: np.random.Generator) -> str | None:
         cases: list[tuple[Any, ...]] = []
         while len(cases) < CASES:
-            rewards, ids = _groups(rng, least=least, same_size=same_size)
+            rewards, ids = make_groups(rng, least=least, same_size=same_size)
             groups = [rewards[ids == group] for group in np.unique(ids)]
             if all(len(group) == 1 or np.ptp(group) > 0 for group in groups):
                 cases.append((rewards, ids, normalize, leave_one_out))
@@ -85,7 +85,7 @@ def _own_reward(call: Caller, rng: np.random.Generator) -> str | None:
     cases: list[tuple[Any, ...]] = []
     changes = []
     for _ in range(CASES):
-        rewards, ids = _groups(rng, least=2)
+        rewards, ids = make_groups(rng, least=2)
         which, change = int(rng.integers(len(ids))), float(rng.uniform(0.5, 2))
         other = rewards.copy()
         other[which] += change
@@ -145,7 +145,7 @@ def _zero_variance(call: Caller, rng: np.random.Generator) -> str | None:
 
     cases = []
     for number in range(CASES):
-        rewards, ids = _groups(rng)
+        rewards, ids = make_groups(rng)
         cases.append((rewards.round() if number % 2 else np.where(rewards > 0, 0.1, 0.7), ids))
     suspects: dict[str, Callable[..., Any]] = {
         "the share of episodes. Count groups.": episodes,
@@ -156,7 +156,7 @@ def _zero_variance(call: Caller, rng: np.random.Generator) -> str | None:
     return compare(call, "zero_variance_groups", cases, share, arguments=("rewards", "group_ids"), suspects=suspects)
 
 
-def _coefficients(
+def coefficients(
     rewards: Floats, ids: Ints, mask: Any, algorithm: str, max_tokens: int, *, length: str = "sampled"
 ) -> Floats:
     advantages = reference(rewards, ids, algorithm == "grpo", algorithm == "rloo")
@@ -174,7 +174,7 @@ def _coefficients(
 
 def _check_coefficients(algorithm: str) -> Run:
     def exchanged(rewards: Floats, ids: Ints, mask: Any, algorithm: str, max_tokens: int) -> Floats:
-        weights = np.abs(_coefficients(np.ones(len(ids)), np.arange(len(ids)), mask, algorithm, max_tokens))
+        weights = np.abs(coefficients(np.ones(len(ids)), np.arange(len(ids)), mask, algorithm, max_tokens))
         other = reference(rewards, ids, algorithm != "grpo", False)
         return other[:, None] * weights
 
@@ -184,27 +184,27 @@ def _check_coefficients(algorithm: str) -> Run:
     def run(call: Caller, rng: np.random.Generator) -> str | None:
         cases = []
         while len(cases) < CASES:
-            rewards, ids = _groups(rng, least=2)
+            rewards, ids = make_groups(rng, least=2)
             mask = _mask(rng, len(ids))
             if mask.any():
                 cases.append((rewards, ids, mask, algorithm, int(rng.integers(3, 12))))
         suspects: dict[str, Callable[..., Any]] = {
             "padding and documents counted in the length. n is the number of sampled tokens.": partial(
-                _coefficients, length="padded"
+                coefficients, length="padded"
             ),
             "the advantages of another algorithm: GRPO divides by the standard deviation, RLOO and Dr. GRPO do not.": (
                 exchanged
             ),
             f"the mean over tokens, which is not what {algorithm} does. See the table on the page.": token_mean,
             "the sign. A coefficient is positive where the token is to become likelier.": (
-                lambda *case: -_coefficients(*case)
+                lambda *case: -coefficients(*case)
             ),
         }
         return compare(
             call,
             "coefficients",
             cases,
-            _coefficients,
+            coefficients,
             arguments=("rewards", "group_ids", "loss_mask", "algorithm", "max_tokens"),
             suspects=suspects,
         )
