@@ -1,10 +1,14 @@
 """Studies whose truth is known: runs that learn, and collapse with a probability of our choosing."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.collapse.records import Record, StudyData
+from benchmarks.collapse.folder import STUDY
+from benchmarks.collapse.records import COMMON, HELD_OUT, Record, StudyData
+from benchmarks.collapse.table import RUNS, TABLE, write_parquet
 
 CENTER = {"learning_rate": 4e-3, "group_size": 5, "kl": "none", "kl_coef": 0.005, "top_p": 1.0, "preset": "matched"}
 
@@ -64,3 +68,20 @@ def study(cells: Sequence[Mapping], records: Sequence[Record], groups: Sequence[
     }
     planned = [{"cell": record.cell, "seed": record.seed, "status": "finished"} for record in records]
     return StudyData(description, planned, records)
+
+
+def write_folder(data: StudyData, folder: Path) -> None:
+    """Write what a study leaves in its folder, without the runs' own."""
+    (folder / STUDY).write_text(json.dumps(data.study))
+    runs, updates = [], []
+    for record in data.records:
+        who = {"cell": record.cell, "algorithm": record.algorithm, "seed": record.seed}
+        who |= {f"factor.{name}": level for name, level in record.levels.items()}
+        scores = {HELD_OUT + kind: score for kind, score in record.held_out.items()}
+        scores |= {COMMON + kind: score for kind, score in record.held_out_common.items()}
+        runs.append({**who, "status": "finished", "updates": len(record.updates), **scores})
+        for i, update in enumerate(record.updates.tolist()):
+            numbers = {name: float(values[i]) for name, values in record.metrics.items()}
+            updates.append({**who, "update": update, **numbers})
+    (folder / RUNS).write_text("".join(json.dumps(row) + "\n" for row in runs))
+    write_parquet(folder / TABLE, updates)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,10 @@ pytest.importorskip("playwright.sync_api", reason="drives the browser: pip insta
 from playwright import sync_api
 
 from search_gym.viewer import write_page
+from tests.pages import CONTRAST, NEEDS_CHROMIUM, Tab, chromium
 from tests.test_report import make_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="expected a Chromium, got none; do: apt install chromium"),
-]
+pytestmark = NEEDS_CHROMIUM
 
 HOSTILE = (
     "</script><script>alert(1)</script>", "\0", "🙂", "\u202e", "שלום",
@@ -61,40 +57,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-class Tab:
-    """One page, and everything that it has complained of or asked the network for."""
-
-    def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        self.page = self.context.new_page()
-        self.troubles: list[str] = []
-        self.page.on("console", lambda message: self.troubles.append(message.text))
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.troubles.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda r: r.url != address and self.troubles.append(r.url))
-        self.page.goto(address)
-        self.page.wait_for_selector("#browser:not([hidden]) .list > div", state="attached")
-
-    def count(self) -> int:
-        return self.page.locator(".list > div").count()
-
-    def chosen(self) -> str:
-        return self.page.locator(".list [aria-selected=true]").inner_text()
-
-    def number(self, script: str) -> float:
-        return self.page.evaluate(script)
 
 
 @pytest.fixture
-def tab(chromium: Any, address: str) -> Iterator[Tab]:
-    tab = Tab(chromium, address)
+def tab(browser: Any, address: str) -> Iterator[Tab]:
+    tab = Tab(browser, address)
     yield tab
     assert tab.troubles == []
     tab.context.close()
@@ -211,8 +181,8 @@ def test_a_hostile_episode_of_ten_thousand_tokens_is_shown_as_text(tab: Tab) -> 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_scrolling_sideways_and_reads_well(chromium: Any, address: str, scheme: str) -> None:
-    tab = Tab(chromium, address, viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
+def test_a_phone_needs_no_scrolling_sideways_and_reads_well(browser: Any, address: str, scheme: str) -> None:
+    tab = Tab(browser, address, viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
     assert tab.number("document.documentElement.scrollWidth - innerWidth") <= 0
     tab.page.locator(".turn.sampled .t").first.tap()
     assert "log-probability" in tab.page.locator(".tip").inner_text()
@@ -230,27 +200,3 @@ def test_the_switch_changes_the_theme(tab: Tab) -> None:
         papers.append(tab.page.evaluate("getComputedStyle(document.body).backgroundColor"))
         tab.page.click("#theme")
     assert papers[0] == papers[1] != papers[2]
-
-
-# The smallest contrast (WCAG 2.1) of any text on what is painted behind it, colours blended from the page up.
-CONTRAST = """() => {
-  const pixel = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-  const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-  const blend = colours => {
-    pixel.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { pixel.fillStyle = colour; pixel.fillRect(0, 0, 1, 1); }
-    return pixel.getImageData(0, 0, 1, 1).data;
-  };
-  let least = 21;
-  const texts = "h1, h2, h3, h4, p, td, th, small, label, li, a, button, dt, dd, .t, .list b, .list span";
-  for (const element of document.querySelectorAll(texts)) {
-    if (!element.offsetParent || !element.textContent.trim()) continue;
-    const behind = [];
-    for (let node = element; node; node = node.parentElement) behind.unshift(getComputedStyle(node).backgroundColor);
-    const paper = blend(behind), ink = blend([...behind, getComputedStyle(element).color]);
-    const [low, high] = [luminance(paper), luminance(ink)].sort((a, b) => a - b);
-    least = Math.min(least, (high + 0.05) / (low + 0.05));
-  }
-  return least;
-}"""

@@ -93,8 +93,12 @@ def to_svg(panel: Panel, *, titled: bool = True) -> str:
 
     def draw() -> Figure:
         figure = require("matplotlib.figure", extra="view").Figure(figsize=(3.3, 2.25))
-        figure.subplots_adjust(left=0.145, right=0.985, top=0.9 if titled else 0.97, bottom=0.19)
-        _draw_panel(figure.add_subplot(), panel, titled=titled)
+        axes = figure.add_subplot()
+        _draw_panel(axes, panel, titled=titled)
+        low, high = axes.get_ylim()
+        widest = max((len(_tick(tick, None)) for tick in axes.get_yticks() if low <= tick <= high), default=0)
+        left = 0.145 + 0.022 * max(0, widest - 5)
+        figure.subplots_adjust(left=left, right=0.985, top=0.9 if titled else 0.97, bottom=0.19)
         return figure
 
     return svg_of(draw, panel.title)
