@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 from transformers import PreTrainedModel
 
 from agents.checkpoint import load_policy
@@ -18,6 +19,9 @@ from agents.policy import PLAIN_HEADS, CausalLMPolicy, CausalLMWithValueHead, ha
 from search_gym.codec import TokenCodec
 from search_gym.errors import OptionError
 from search_gym.plugins import require
+
+KEPT_ACTIVATIONS = 0.85
+"""Share of their activations that compiled layers may keep; the cheapest others are computed again for the gradient."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,11 @@ def _add_adapters(model: PreTrainedModel, config: TrainConfig) -> Any:
 
 
 def _compile_layers(policy: CausalLMPolicy) -> None:
-    """Compile each layer; all have the same code, so it is compiled once for any number of them and for all lengths."""
+    """Compile each layer; all have the same code, so it is compiled once for any number of them and for all lengths.
+
+    What a gradient needs and a pointwise operation can compute again is not kept.
+    """
+    functorch_config.activation_memory_budget = KEPT_ACTIVATIONS
     models = [policy.model]
     if isinstance(policy, CausalLMWithValueHead) and policy.critic is not None:
         models.append(policy.critic)

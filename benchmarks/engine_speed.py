@@ -14,7 +14,9 @@ each turn ``generate`` prefills the whole context and goes on to the limit, and 
 ``forward`` and ``backward`` with a log-softmax of all logits; memory of both.
 ``paper``: one round of PPO and one of GRPO for random weights of Qwen2.5-3B's shape, with the trainer itself.
 
-Models have random weights; `benchmarks.shapes` says how their tokens are read. Writes one JSON file.
+Models have random weights; `benchmarks.shapes` says how their tokens are read. Writes one JSON file, in which other
+parts that were measured on the same device stay as they are, and with its default name the tables of docs/speed.md and
+docs/scale.md.
 """
 
 from __future__ import annotations
@@ -33,14 +35,13 @@ import torch
 import tyro
 from transformers.utils.logging import disable_progress_bar
 
-from agents.runlog import command_line, write_json, write_text
-from benchmarks.pages import put
+from agents.runlog import command_line, write_json
+from benchmarks.engine_page import write_pages
 from benchmarks.rollout_speed import check, decode, retriever, rollouts
 from benchmarks.shapes import SMALL, SMOLLM2, UniformCodec, make_model
 from benchmarks.update_speed import paper, update
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks/results/engine_speed.json", ROOT / "docs/speed.md"
+RESULTS = Path(__file__).parent / "results/engine_speed.json"
 Part = Literal["check", "decode", "rollouts", "retriever", "update", "paper"]
 
 
@@ -69,7 +70,7 @@ class EngineSpeedConfig:
     paper_rollouts: int = 32
     """Episodes in a round of ``paper``."""
     output: Path = RESULTS
-    """The JSON file to write; with the default the table in docs/speed.md is made anew too."""
+    """The JSON file to write; with the default the tables of the documentation are made anew too."""
 
 
 class Bench:
@@ -125,12 +126,12 @@ def main(config: EngineSpeedConfig) -> dict[str, Any]:
     """Measure, write the file after every part, and return what it holds."""
     bench = Bench(config)
     on_gpu = bench.device.type == "cuda"
-    results: dict[str, Any] = {
-        "command": command_line(),
+    where = {
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "torch": torch.__version__,
     }
+    results: dict[str, Any] = {**where, **measured_before(config.output, where)}
     for part in config.parts:
         began = time.perf_counter()
         try:
@@ -138,63 +139,21 @@ def main(config: EngineSpeedConfig) -> dict[str, Any]:
         except Exception:  # what the other parts measure is still worth having
             traceback.print_exc()
             results[part] = {"failed": traceback.format_exc(limit=1).splitlines()[-1]}
-        results[part]["benchmark_seconds"] = round(time.perf_counter() - began, 1)
+        results[part] |= {"benchmark_seconds": round(time.perf_counter() - began, 1), "command": command_line()}
         print(part, results[part], flush=True)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(config.output, results)
     return results
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The measured parts as a Markdown table."""
-    rows = [
-        f"`{results['command']}` on {results['device']}, torch {results['torch']}:",
-        "",
-        "| what | ours | beside it | ratio |",
-        "|---|---:|---:|---:|",
-    ]
-    if "tokens_per_second" in (part := results.get("decode", {})):
-        rows.append(
-            f"| decoding, {part['slots']} slots around {part['mean_context']} tokens of context | "
-            f"{part['tokens_per_second']:,} tokens/s | {part['generate_tokens_per_second']:,} (`generate`) | "
-            f"{part['ratio']} |"
-        )
-    if "ratio" in (part := results.get("rollouts", {})):
-        rows.append(
-            f"| episodes of {part['mean_turns']:g} turns and {part['mean_tokens']:.0f} tokens, "
-            f"{part['mean_sampled_tokens']:.0f} of them sampled | {part['episodes_per_second']:g} episodes/s | "
-            f"{part['reference_episodes_per_second']:g} (`generate` every turn) | {part['ratio']} |"
-        )
-    if "plain_tokens_per_second" in (part := results.get("update", {})):
-        what = f"| update, {part['rows']} x {part['tokens_a_row']} tokens, all sampled | "
-        plain = f"{part['plain_tokens_per_second']:,} (plain)"
-        rows.append(f"{what}{part['ours_tokens_per_second']:,} tokens/s | {plain} | {part['ours_ratio']} |")
-        if part["plain_peak_gb"]:
-            peak = f"{part['ours_peak_gb']:g} GB"
-            rows.append(
-                f"| its peak memory | {peak} | {part['plain_peak_gb']:g} GB (plain) | {part['ours_memory_ratio']} |"
-            )
-            rows.append(
-                f"| the same in four micro-batches | {part['ours_in_four_peak_gb']:g} GB, "
-                f"{part['ours_in_four_tokens_per_second']:,} tokens/s | {part['plain_peak_gb']:g} GB (plain) | "
-                f"{part['ours_in_four_memory_ratio']}, {part['ours_in_four_ratio']} |"
-            )
-    if "share_50_ms" in (part := results.get("retriever", {})):
-        rows.append(
-            f"| share of the time that a 50 ms retriever costs, {part['slots']} slots | {part['share_50_ms']:.1%} | "
-            f"{part['share_50_ms_without_overlap']:.1%} (without overlap) | |"
-        )
-    if "episodes" in (part := results.get("check", {})):
-        rows.append(
-            f"| episodes that differ from the simple engine's, float32 | {part['episodes_that_differ']} of "
-            f"{part['episodes']} | | |"
-        )
-    return "\n".join(rows)
-
-
-def write_page(results: Mapping[str, Any], page: Path = PAGE) -> None:
-    """Put `table` between the marks of the page."""
-    write_text(page, put(page.read_text(encoding="utf-8"), "figures", "benchmarks.engine_speed", table(results)))
+def measured_before(path: Path, where: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts in the file at ``path``, if it comes from the same device and torch."""
+    if not path.is_file():
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if any(earlier.get(name) != value for name, value in where.items()):
+        return {}
+    return {name: found for name, found in earlier.items() if name in PARTS}
 
 
 if __name__ == "__main__":
@@ -202,4 +161,4 @@ if __name__ == "__main__":
     config = tyro.cli(EngineSpeedConfig, prog="python -m benchmarks.engine_speed", description=__doc__)
     main(config)
     if config.output == RESULTS:
-        write_page(json.loads(RESULTS.read_text(encoding="utf-8")))
+        write_pages(json.loads(RESULTS.read_text(encoding="utf-8")))

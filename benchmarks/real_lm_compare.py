@@ -12,6 +12,7 @@ questions, and over the seeds of each method where there are several (both are d
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ MULTI_HOP = (
     "2wikimultihopqa/bridge_comparison",
 )
 MULTI_HOP_NAME = "multi-hop"
+SMOOTHED = 5
+"""Rounds that a point of a learning curve is the mean of."""
 
 Row = Mapping[str, Any]
 
@@ -50,7 +53,9 @@ class CompareConfig:
     output: Path = Path("benchmarks/results/real_lm.json")
     """The JSON file to write; the curves go beside it."""
     page: Path | None = None
-    """Markdown page to write."""
+    """Markdown page to write; the curves go to images/ beside it instead."""
+    side_by_side: int = 1
+    """How many runs shared the GPU, for the page to say so."""
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -201,26 +206,32 @@ def _summary(results: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> dic
 def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Exact match of sampled training episodes over seconds of training, and held-out exact match at both ends."""
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     colours: dict[str, Any] = {}
     for result in results:
         name, rows = name_of(result), result.get("curve", [])
-        style: dict[str, Any] = {"color": colours[name]} if name in colours else {"label": name}
-        (line,) = axes.plot([row["time/seconds"] for row in rows], [row["rollout/em"] for row in rows], **style, lw=1)
-        colours[name] = line.get_color()
+        colour = colours.setdefault(name, f"C{len(colours)}")
+        seconds = [row["time/seconds"] for row in rows]
+        em = np.array([row["rollout/em"] for row in rows])
+        axes.plot(seconds, em, color=colour, lw=0.8, alpha=0.3)
+        means = [em[max(0, i - SMOOTHED + 1) : i + 1].mean() for i in range(len(em))]
+        axes.plot(seconds, means, color=colour, lw=1.8)
         ends = [evaluation for when in ("before", "after") if (evaluation := final(result, when)) is not None]
         axes.plot(
             [end["train_seconds"] for end in ends],
             [end["means"]["all"]["em"] for end in ends],
-            color=colours[name],
+            color=colour,
             marker="o",
             ls=":",
         )
     axes.set_xlabel("seconds of training")
-    axes.set_ylabel("exact match (lines: sampled, training; dots: greedy, held out)", fontsize=8)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
+    axes.set_ylabel("exact match")
+    axes.set_title(f"lines: sampled in training (means of {SMOOTHED} rounds); dots: greedy, held out", fontsize=9)
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    axes.legend(handles=handles, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -255,12 +266,14 @@ def _interval(estimate: Mapping[str, float] | None, sign: str = "") -> str:
     return f"{estimate['mean']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
 
 
-def page(compared: Mapping[str, Any], results: Sequence[Mapping[str, Any]], curves: str) -> str:
+def page(
+    compared: Mapping[str, Any], results: Sequence[Mapping[str, Any]], curves: str, *, side_by_side: int = 1
+) -> str:
     """The text of docs/real_lm.md, from results alone."""
     first = results[0]
     config, sizes, counts = first["config"], first["config"]["sizes"], first["questions"]
     devices = ", ".join(sorted({result["device"] for result in results}))
-    commands = "\n".join(f"    {result['command']}" for result in results)
+    commands = "\n".join(portable(result["command"]) for result in results)
     warm = config["warmup"]
     form = (
         f"{warm['steps']} supervised steps of {warm['batch']} examples on form alone came first; "
@@ -268,18 +281,22 @@ def page(compared: Mapping[str, Any], results: Sequence[Mapping[str, Any]], curv
         if warm["steps"]
         else "There was no supervised warm-up."
     )
+    shared = f" {side_by_side} runs at a time shared the GPU." if side_by_side > 1 else ""
+    documents = f"{sizes['top_k']} document{'s' * (sizes['top_k'] > 1)}"
     return f"""# A real language model learns to search
 
 Made by `python -m benchmarks.real_lm_compare`; do not edit.
 
-Model: `{first["model"]}`, on {devices}. There are {counts["train"]} questions to train on and {counts["held_out"]}
-held-out ones (ids in `benchmarks/real_lm_split.json`) of HotpotQA, 2WikiMultihopQA and NQ, over one BM25 corpus of
-{first["passages"]} passages of at most {sizes["passage_tokens"]} tokens. {form}
+Model: `{first["model"]}`, on {devices}.{shared} There are {counts["train"]:,} questions to train on and
+{counts["held_out"]} held-out ones (ids in `benchmarks/real_lm_split.json`) of HotpotQA, 2WikiMultihopQA and NQ, over
+one BM25 corpus of {first["passages"]:,} passages of at most {sizes["passage_tokens"]} tokens. {form}
 All methods are trained in the same way, on the same questions, with {config["rollouts"]} rollouts a round, for the
 same number of seconds; they answer the held-out questions greedily.
 
+{summary_of(compared)}
+
 "direct" answers at once, "rag1" and "rag3" find one or three documents in their prompt, and "search" may search up to
-{sizes["max_searches"]} times for {sizes["top_k"]} documents each. Brackets are 95 % bootstrap intervals over questions
+{sizes["max_searches"]} times for {documents} each. Brackets are 95 % bootstrap intervals over questions
 (and over seeds, where there are several); differences are paired. Yes/no questions stand apart, because one can score
 on them by always saying the same. Multi-hop: {", ".join(MULTI_HOP)}, without yes/no. Episodes that chain: a later
 query names the title of a document that an earlier search found and the question does not name. The question sets are
@@ -289,10 +306,32 @@ small subsets, so the figures are not comparable with published ones.
 
 ![learning curves]({curves})
 
-The runs:
+The runs, each of which also writes its curve and all its transcripts:
 
+```text
 {commands}
+```
 """
+
+
+def summary_of(compared: Mapping[str, Any]) -> str:
+    """What the differences say, a line for each method that searching is compared with."""
+    lines = []
+    for row in compared["differences"]:
+        every = row["em"]["all"]
+        verdict = "more than" if every["low"] > 0 else "less than" if every["high"] < 0 else "not told apart from"
+        lines.append(f"* {row['method']}: EM {_interval(every, sign='+')} beside {row['minus']}: {verdict} it.")
+    return "\n".join(lines) or "Only one method was run to its end."
+
+
+def portable(command: str) -> str:
+    """A command without the folders of the machine that it was given on."""
+    words = shlex.split(command)
+    for option, name in (("--data", "DATA"), ("--model", "MODEL"), ("--run-dir", "runs/real-lm")):
+        if option in words:
+            at = words.index(option) + 1
+            words[at] = f"{name}/{Path(words[at]).name}" if option == "--run-dir" else name
+    return shlex.join(["python", *words[1:]])
 
 
 def _slim(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,7 +342,10 @@ def _slim(result: Mapping[str, Any]) -> dict[str, Any]:
     ]
     names = ("time/seconds", "update", "rollout/em", "rollout/searches", "rollout/valid_turns")
     curve = [{name: row[name] for name in names if name in row} for row in result.get("curve", [])]
-    return {**result, "evaluations": evaluations, "curve": curve}
+    folders = {name: Path(result["config"][name]).name for name in ("data", "run_dir", "split")}
+    config = {**result["config"], **folders, "model": result["model"]}
+    command = portable(result["command"])
+    return {**result, "command": command, "config": config, "evaluations": evaluations, "curve": curve}
 
 
 def main(config: CompareConfig) -> dict[str, Any]:
@@ -315,16 +357,19 @@ def main(config: CompareConfig) -> dict[str, Any]:
     results = read_results(config.runs)
     compared = compare(results)
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    output = {"command": command_line(), **compared, "runs": [_slim(result) for result in results]}
+    output = {"command": portable(command_line()), **compared, "runs": [_slim(result) for result in results]}
     write_json(config.output, output)
     curves = config.output.with_suffix(".png")
+    if config.page is not None:
+        curves = config.page.parent / "images" / curves.name
+        curves.parent.mkdir(parents=True, exist_ok=True)
     draw(results, curves)
     if config.page is not None:
         if not compared["methods"]:
             raise OptionError("expected a run that came to its end for a page, got none; do: give runs more --minutes")
         finished = [result for result in results if final(result) is not None]
-        link = Path("..", curves) if config.page.parent.name == "docs" and not curves.is_absolute() else curves
-        write_text(config.page, page(compared, finished, link.as_posix()))
+        text = page(compared, finished, f"images/{curves.name}", side_by_side=config.side_by_side)
+        write_text(config.page, text)
     print(tables(compared))
     return output
 

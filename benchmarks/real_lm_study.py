@@ -120,7 +120,7 @@ def main(config: StudyConfig, extra: Sequence[str] = ()) -> None:
         print(f"{folder}: {state}")
         if status != 0:
             print((folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-2000:])
-    real_lm_compare.main(real_lm_compare.CompareConfig(config.run_dir, config.output, config.page))
+    real_lm_compare.main(real_lm_compare.CompareConfig(config.run_dir, config.output, config.page, config.jobs))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from search_gym.errors import OptionError, RetrievalError
 from search_gym.rewards import normalize_answer
 
 SECOND_SEARCH = 0.6
-WHOLE_QUESTION = 0.4
+WHOLE_QUESTION = 0.7
 ANSWER_TOKENS = 12
 
 READ = (

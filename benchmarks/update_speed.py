@@ -118,11 +118,9 @@ class EnoughError(Exception):
 class OneRound(RunLog):
     """Ends the run after its second round, the first of which has warmed everything up."""
 
-    rows: list[dict[str, Any]]
-
     def write(self, metrics: Any, alarms: Any = ()) -> None:
-        self.rows = [*getattr(self, "rows", []), dict(metrics)]
-        if len(self.rows) == 2:
+        self.rounds = [*getattr(self, "rounds", []), dict(metrics)]
+        if len(self.rounds) == 2:
             raise EnoughError
 
 
@@ -160,13 +158,13 @@ def paper(bench: Bench) -> dict[str, Any]:
         bench.peak_gb()
         with suppress(EnoughError):
             module.train(config, make_envs=lambda _, codec, n: make_envs(codec, n, **env_options), log=log)
-        row = log.rows[-1]
+        row = log.rounds[-1]
         found[name] = {
             "rollouts": count,
             "rollout_seconds": round(row["time/rollout_seconds"], 2),
             "update_seconds": round(row["time/update_seconds"], 2),
-            "sampled_tokens_per_round": log.rows[1]["rollout/total_sampled_tokens"]
-            - log.rows[0]["rollout/total_sampled_tokens"],
+            "sampled_tokens_per_round": log.rounds[1]["rollout/total_sampled_tokens"]
+            - log.rounds[0]["rollout/total_sampled_tokens"],
             "peak_gb": bench.peak_gb(),
             "metrics": {key: value for key, value in row.items() if isinstance(value, (int, float))},
         }

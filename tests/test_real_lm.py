@@ -275,7 +275,7 @@ def test_runs_are_compared_by_question(runs: Path, tmp_path: Path, monkeypatch: 
     compared = real_lm_compare.main(options)
     assert set(compared["methods"]) == {"search, grpo", "direct, grpo", "rag1, grpo", "rag3, grpo", "search, ppo"}
     assert [row["minus"] for row in compared["differences"]] == ["direct, grpo", "rag1, grpo", "rag3, grpo"]
-    assert (tmp_path / "real_lm.png").stat().st_size > 1000
+    assert (tmp_path / "images/real_lm.png").stat().st_size > 1000
     page = (tmp_path / "real_lm.md").read_text()
     assert "| search, grpo − rag3, grpo |" in page
     assert "live now" not in page

@@ -70,4 +70,3 @@ def _unpack(run: Run, folder: Path, row: dict[str, Any], updates: list[dict[str,
         **scores,
     }
     write_json(files / RESULT, result)
-

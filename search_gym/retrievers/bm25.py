@@ -137,7 +137,7 @@ def make(
 
 
 def _bm25s() -> Any:
-    """The library, without JAX, which it would try out as soon as it is imported: JAX takes most of a GPU for itself."""
+    """The library, without JAX, which it tries out as soon as it is imported: JAX takes most of a GPU for itself."""
     if "jax" in sys.modules or "bm25s" in sys.modules:
         return require("bm25s", extra="bm25")
     sys.modules["jax"] = None  # type: ignore[assignment]
