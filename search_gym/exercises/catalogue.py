@@ -104,7 +104,7 @@ EXERCISES = (
         "diagnose",
         "What killed this run?",
         60,
-        ("smooth", "collapse", "point_of_no_return", "first_warning", "cause"),
+        ("smooth", "collapse", "dead_since", "first_warning", "cause"),
         "first_warning",
     ),
     Exercise(8, "design", "A retriever that finds the second hop", 60, ("search",), "search"),

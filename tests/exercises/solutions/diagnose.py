@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +15,7 @@ Floats = npt.NDArray[np.float64]
 Metrics = dict[str, Floats]
 
 WINDOW = 5
+CAUSES = ("healthy", "steps too large", "unmasked documents", "entropy bonus")
 KL_LIMIT = 0.07
 """Between the trailing means of runs that collapsed and of others."""
 
@@ -61,3 +68,34 @@ def cause(metrics: Metrics) -> str:
     if np.nanmax(entropy) > 2:
         return "entropy bonus"
     return "steps too large" if np.nanmax(metrics["loss/approx_kl"]) > 0.08 else "healthy"
+
+
+# What follows is complete: it reads runs.
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The runs of ``runs.json.gz``: dicts with ``name``, ``algorithm``, ``cause`` (None where it is open) and
+    ``metrics``."""
+    runs = json.loads(gzip.decompress(path.read_bytes()))
+    for run in runs:
+        run["metrics"] = {name: _array(values) for name, values in run["metrics"].items()}
+    return runs
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The metrics of a training run, from its ``metrics.jsonl``."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    names = {name for row in rows for name in row if "/" in name}
+    return {name: _array([row.get(name) for row in rows]) for name in sorted(names)}
+
+
+def _array(values: list[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+if __name__ == "__main__":
+    found = read_metrics(Path(sys.argv[1]))
+    print("collapse     ", collapse(found["rollout/em"]))
+    print("dead since   ", dead_since(found))
+    print("first warning", first_warning(found))
+    print("cause        ", cause(found))

@@ -248,7 +248,7 @@ CHECKS = (
     ),
     Check(
         "the clipped loss",
-        3,
+        2,
         "Later steps of a round move away from the policy that sampled. The clip takes the reward off moving further, "
         "and the minimum keeps the way back open.",
         _loss_check(),

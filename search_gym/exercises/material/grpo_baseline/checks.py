@@ -215,21 +215,21 @@ def _check_coefficients(algorithm: str) -> Run:
 CHECKS = (
     Check(
         "centred on the group",
-        2,
+        1,
         "The baseline has to be that of the question: with any other, the policy is rewarded for being asked something "
         "easy.",
         _advantages(False, False, same_size=True),
     ),
     Check(
         "divided by the standard deviation",
-        2,
+        1,
         "This is GRPO as published and as most libraries have it; a wrong divisor is a wrong learning rate, another "
         "one for every group size.",
         _advantages(True, False),
     ),
     Check(
         "leave one out",
-        2,
+        1,
         "A baseline that does not depend on the episode it is for leaves the gradient unbiased.",
         _advantages(False, True),
     ),
@@ -242,7 +242,7 @@ CHECKS = (
     ),
     Check(
         "groups of one",
-        1,
+        0.5,
         "Filters and lost episodes leave groups of one behind. As NaN, a single one of them ends the run.",
         _advantages(True, True, least=1),
     ),
@@ -261,7 +261,7 @@ CHECKS = (
     ),
     Check(
         "from episodes to tokens",
-        1,
+        0.5,
         "The documents between the turns were not the policy's doing.",
         _spread,
     ),
