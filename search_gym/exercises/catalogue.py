@@ -107,7 +107,15 @@ EXERCISES = (
         ("smooth", "collapse", "dead_since", "first_warning", "cause"),
         "first_warning",
     ),
-    Exercise(8, "design", "A retriever that finds the second hop", 60, ("search",), "search"),
+    Exercise(
+        8,
+        "design",
+        "A retriever that finds the second hop",
+        60,
+        ("search",),
+        "search",
+        trainer="agents.grpo",
+    ),
 )
 
 
