@@ -5,7 +5,9 @@ Only what `search_gym` itself needs is imported here, because each adapter's tes
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -27,6 +29,17 @@ OPTIONS: dict[str, Any] = {
 CODEC = ByteCodec()
 # Bytes that are no text: decoding and encoding again gives others.
 THOUGHT = [*CODEC.encode("<think>").tolist(), 0xFF, 0xC3, *CODEC.encode("</think>").tolist()]
+
+
+def run_page(name: str) -> dict[str, Any]:
+    """Run the Python blocks of ``docs/adapters/<name>.md`` in the working directory; the names that they define."""
+    page = Path(__file__).parents[1] / "docs" / "adapters" / f"{name}.md"
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+    return names
 
 
 def make_env() -> SearchEnv:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from adapter_episodes import ENV_ID, OPTIONS, make_env
+from adapter_episodes import ENV_ID, OPTIONS, make_env, run_page
 
 pytest.importorskip("skyrl_gym", reason="needs SkyRL-gym: make test-adapters")
 
@@ -94,3 +94,10 @@ def test_a_configuration_of_skyrl_may_name_the_environment():
     assert env.max_turns == 2
     with pytest.raises(OptionError, match="extras with 'question_index'"):
         SearchTextEnv({}, {})
+
+
+def test_the_code_of_the_page_runs():
+    names = run_page("skyrl")
+    (message,) = names["output"]["observations"]
+    assert "<information>" in message["content"]
+    assert not names["output"]["done"]

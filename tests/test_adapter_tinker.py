@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from adapter_episodes import CODEC, ENV_ID, OPTIONS, expect, make_env
+from adapter_episodes import CODEC, ENV_ID, OPTIONS, expect, make_env, run_page
 
 pytest.importorskip("tinker_cookbook", reason="needs Tinker's cookbook: make test-adapters")
 
@@ -116,3 +116,11 @@ def test_a_question_that_does_not_fit_overflows():
     found = asyncio.run(env.initial_observation())
     assert isinstance(found, InitialObservationOverflow)
     assert found.metrics == {"stop/max_tokens": 1.0}
+
+
+def test_the_code_of_the_page_runs():
+    names = run_page("tinker")
+    assert len(names["dataset"].get_batch(0)) == 32
+    group = asyncio.run(names["builder"].make_envs())
+    assert len(group) == 8
+    assert all(isinstance(env, SearchTokenEnv) for env in group)

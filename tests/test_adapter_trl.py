@@ -66,6 +66,18 @@ def arguments(folder: Path, **more: Any) -> GRPOConfig:
     )
 
 
+def trainer_of(rollout: Any, model: Any, tokenizer: Any, prompts: list[str], config: GRPOConfig) -> GRPOTrainer:
+    """A trainer that plays with ``rollout``."""
+    return GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=episode_reward,
+        rollout_func=rollout,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+    )
+
+
 def check_episodes(found: dict[str, Any], envs: SearchVectorEnv, questions: list[int], model: Any) -> None:
     """Played again token by token, what was sampled gives the same transcripts, and has the log-probabilities given."""
     for i, question in enumerate(questions):
@@ -91,14 +103,7 @@ def test_the_rollout_func_plays_with_the_trainers_model(tmp_path: Path) -> None:
     texts = [question.text for question in envs.task.questions[:4]]
     assert all(tokenizer(t)["input_ids"] == tokenizer.codec.encode(t).tolist() for t in texts)
     rollout = make_rollout_func(envs)
-    trainer = GRPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=episode_reward,
-        rollout_func=rollout,
-        args=arguments(tmp_path),
-        train_dataset=Dataset.from_dict({"prompt": texts}),
-    )
+    trainer = trainer_of(rollout, model, tokenizer, texts, arguments(tmp_path))
     add_own_head(trainer)
     found = rollout(texts, trainer)
     assert all(t in tokenizer.codec.decode(ids) for t, ids in zip(texts, found["prompt_ids"], strict=True))
@@ -147,15 +152,9 @@ def test_turns_end_where_tags_of_several_tokens_close(tmp_path: Path) -> None:
     )
     assert isinstance(envs, SearchVectorEnv)
     rollout = make_rollout_func(envs)
-    trainer = GRPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=episode_reward,
-        rollout_func=rollout,
-        args=arguments(tmp_path, max_completion_length=2000),
-        train_dataset=Dataset.from_dict({"prompt": [question.text for question in questions]}),
-    )
-    found = rollout([question.text for question in questions], trainer)
+    texts = [question.text for question in questions]
+    trainer = trainer_of(rollout, model, tokenizer, texts, arguments(tmp_path, max_completion_length=2000))
+    found = rollout(texts, trainer)
     check_episodes(found, envs, list(range(8)), trainer.model)
     assert sum(found["num_searches"]) > 0
     trainer.train()

@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from adapter_episodes import ENV_ID, OPTIONS
+from adapter_episodes import ENV_ID, OPTIONS, run_page
 
 pytest.importorskip("verl", reason="needs verl: make test-adapters")
 
@@ -166,3 +166,15 @@ def test_the_data_set_has_a_row_for_each_question():
     assert [row["question_index"] for row in rows] == list(range(len(rows)))
     assert {row["agent_name"] for row in rows} == {"search_gym"}
     assert rows[1]["prompt"][0]["role"] == "user"
+
+
+def test_verl_reads_the_data_that_the_code_of_the_page_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = run_page("verl")["rows"]
+    config = OmegaConf.create({"cache_dir": str(tmp_path / "cache"), "prompt_key": "prompt", "max_prompt_length": 512})
+    config["filter_overlong_prompts"] = False
+    data = RLHFDataset(data_files=str(tmp_path / "train.parquet"), tokenizer=TOKENIZER, config=config)
+    assert len(data) == len(rows)
+    assert [int(data[i]["question_index"]) for i in (0, 5)] == [0, 5]
+    assert data[5]["agent_name"] == "search_gym"
+    assert data[5]["raw_prompt"] == rows[5]["prompt"]

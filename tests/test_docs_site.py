@@ -32,7 +32,7 @@ OTHERS = {
     "algorithms/README.md": "test_docs",
     "adapters/sb3.md": "test_adapter_sb3",
     "adapters/gymnasium.md": "test_adapter_sb3",
-    "adapters/trl.md": "test_adapter_trl",
+    **{f"adapters/{name}.md": f"test_adapter_{name}" for name in ("skyrl", "tinker", "trl", "verl")},
 }
 """Pages whose python blocks other tests run."""
 PROGRAMS = {"diff", "tensorboard", "accelerate", "git", "cd", "make", "pip", "python", "search-gym"}
