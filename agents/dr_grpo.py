@@ -66,7 +66,7 @@ def train(config: DrGRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog 
             advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids, normalize_std=False)
             advantages = losses.spread(advantages, batch.loss_mask)
 
-            for part in run.minibatches(batch):
+            for part in run.minibatches(batch, advantages):
                 mask = part.loss_mask
                 new = run.evaluate(part)
                 weights = part.weights(batch.loss_mask, "sequence-sum", max_tokens=config.max_tokens)

@@ -76,7 +76,7 @@ def train(config: GRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
             advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids)
             advantages = losses.spread(advantages, batch.loss_mask)
 
-            for part in run.minibatches(batch):
+            for part in run.minibatches(batch, advantages):
                 mask = part.loss_mask
                 new = run.evaluate(part)
                 weights = part.weights(batch.loss_mask, config.aggregation)

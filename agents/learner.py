@@ -31,13 +31,15 @@ Stats = Mapping[str, Tensor]
 class Part:
     """Rows of a mini-batch whose loss is computed together, cut to the longest of them: tensors are (b, t).
 
-    ``rows`` (b,) and ``minibatch`` (m,) are rows of the round; ``places`` (b,) says where in the mini-batch.
+    ``rows`` (b,) and ``minibatch`` (m,) are rows of the round; ``places`` (b,) says where in the mini-batch. The
+    gradient of rows that are ``idle`` is known to be 0, and is not computed.
     """
 
     batch: RolloutBatch
     rows: Tensor
     minibatch: Tensor
     places: Tensor
+    idle: bool = False
 
     @property
     def loss_mask(self) -> Tensor:
@@ -93,6 +95,7 @@ class Learner:
         self._stats: list[dict[str, Tensor]] = []
         self._sums: dict[str, Tensor] = {}
         self._num_tokens = self._num_columns = 0
+        self._is_idle = False
         self.skipped_steps = 0
 
     @property
@@ -150,33 +153,55 @@ class Learner:
         assert isinstance(total, Tensor)
         return total
 
-    def parts(self, batch: RolloutBatch, seed: int) -> Iterator[Part]:
+    def parts(self, batch: RolloutBatch, seed: int, idle: Tensor | None = None) -> Iterator[Part]:
         """The parts of every mini-batch of every epoch, in an order that ``seed`` decides.
 
         `backward` is to be called for each part; the optimiser steps when all parts of a mini-batch have been used.
+        ``idle`` (B,) says whose loss has no gradient; with several processes it is not made use of.
         """
         config = self.config
         lengths = batch.attention_mask.sum(dim=1).cpu()
+        is_idle = torch.zeros(len(batch), dtype=torch.bool)
+        if idle is not None and self.accelerator.num_processes == 1 and not self.is_sharded:
+            is_idle = idle.cpu()
         shuffle = torch.Generator().manual_seed(seed)
         for _ in range(config.epochs):
             for minibatch in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
-                pieces = self._cut(lengths[minibatch])
+                pieces = self._pieces(lengths[minibatch], is_idle[minibatch])
                 self._sums: dict[str, Tensor] = {}
                 self.optimizer.zero_grad()
-                for i, piece in enumerate(pieces):
+                for i, (piece, self._is_idle) in enumerate(pieces):
                     # A sharded model exchanges the gradients of each part, so that none has to be kept whole.
                     syncs = self.is_sharded or i == len(pieces) - 1
                     with nullcontext() if syncs else self.accelerator.no_sync(self._wrapped):
                         rows = minibatch[piece].to(self.device)
                         self._num_tokens += int(lengths[minibatch[piece]].sum())
                         self._num_columns += len(piece) * int(lengths[minibatch[piece]].max())
-                        yield Part(batch.select(rows), rows, minibatch.to(self.device), piece.to(self.device))
+                        places = piece.to(self.device)
+                        yield Part(batch.select(rows), rows, minibatch.to(self.device), places, self._is_idle)
+                if all(is_idle for _, is_idle in pieces):
+                    self._set_gradients_to_zero()
                 self._step()
         self.gather_weights()
 
+    def _pieces(self, lengths: Tensor, is_idle: Tensor) -> list[tuple[Tensor, bool]]:
+        """Which rows of a mini-batch are computed together, and whether without a gradient."""
+        found: list[tuple[Tensor, bool]] = []
+        for kind in (False, True):
+            (places,) = (is_idle == kind).nonzero(as_tuple=True)
+            if len(places):
+                found += [(places[piece], kind) for piece in self._cut(lengths[places])]
+        return found
+
+    def _set_gradients_to_zero(self) -> None:
+        """Let the optimiser see gradients of 0, for which its moments count; without any it would do nothing."""
+        for group in self.optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+
     def evaluate(self, part: Part, mask: Tensor | None = None) -> Any:
         """What the policy says about the tokens of ``part`` in ``mask`` (b, t), by default the sampled ones."""
-        with self._autocast(), self._training.recomputing():
+        with self._autocast(), self._training.recomputing(), torch.set_grad_enabled(not part.idle):
             return self._wrapped(
                 part.batch.token_ids,
                 part.batch.attention_mask,
@@ -190,8 +215,9 @@ class Learner:
 
         Statistics are summed over the parts of a mini-batch, except those whose name ends in "_max".
         """
-        # Processes average their gradients, but each has computed its share of a sum.
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        if not self._is_idle:
+            # Processes average their gradients, but each has computed its share of a sum.
+            self.accelerator.backward(loss * self.accelerator.num_processes)
         for name, value in stats.items():
             value = value.detach().float()
             if name not in self._sums:

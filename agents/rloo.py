@@ -59,7 +59,7 @@ def train(config: RLOOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
             )
             advantages = losses.spread(advantages, batch.loss_mask)
 
-            for part in run.minibatches(batch):
+            for part in run.minibatches(batch, advantages):
                 mask = part.loss_mask
                 new = run.evaluate(part)
                 weights = part.weights(batch.loss_mask)

@@ -188,9 +188,18 @@ class Trainer(Learner):
         batch = collate(rollouts, self.codec.pad_id, self.device, group_size=self.config.group_size)
         return self.pieces.mask(rollouts, batch, self.score)
 
-    def minibatches(self, batch: RolloutBatch) -> Iterator[Part]:
-        """`Learner.parts` of this update."""
-        return self.parts(batch, self._seed("mini-batches"))
+    def minibatches(self, batch: RolloutBatch, advantages: Tensor | None = None) -> Iterator[Part]:
+        """`Learner.parts` of this update.
+
+        ``advantages`` (B, T): where they alone have a gradient, that of rollouts whose advantages are 0, as those of a
+        group that earned the same are, is 0 and is not computed.
+        """
+        config = self.config
+        others = config.entropy_coef, config.kl_loss_coef, getattr(config, "llds_coef", 0.0)
+        idle = None
+        if advantages is not None and not any(others):
+            idle = (advantages.where(batch.loss_mask, 0.0) == 0).all(dim=1)
+        return self.parts(batch, self._seed("mini-batches"), idle)
 
     # The end of an update
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from small_models import llama, tokenizer
 
-from agents import dapo, grpo, ppo
+from agents import dapo, dr_grpo, grpo, gspo, ppo, rloo
 from agents.config import ComputeConfig, OptimizerConfig
 from agents.learner import CPU_TOKENS
 from agents.models import load_model
@@ -36,14 +38,16 @@ def share_of_words(outcome: Outcome) -> float:
     return outcome.text.split().count("who") / 6
 
 
-def say_who(config: EnvConfig, codec: TokenCodec, num_envs: int) -> SearchVectorEnv:
+def say_who(
+    config: EnvConfig, codec: TokenCodec, num_envs: int, reward: Callable[[Outcome], float] = share_of_words
+) -> SearchVectorEnv:
     """Episodes of one turn of six tokens; every "who" is paid."""
     return SearchVectorEnv(
         num_envs,
         questions=[Question(str(i), "who is", ("who",)) for i in range(8)],
         retriever=NoDocuments(),
         codec=codec,
-        reward_fn=share_of_words,
+        reward_fn=reward,
         prompt_fn=str,
         max_turns=0,
         max_turn_tokens=6,
@@ -182,9 +186,11 @@ def test_a_reference_in_bfloat16_scores_as_one_in_float32(model: str, tmp_path: 
         batch = run.collate(run.collect())
         reference = run.models.reference
         assert reference is not None
-        kept = {weight.dtype for weight in reference.model.get_decoder().layers.parameters() if weight.ndim == 2}
+        kept = {w.dtype for name, w in reference.model.named_parameters() if ".layers." in name and w.ndim == 2}
         assert kept == {torch.bfloat16}
-        assert torch.equal(run.score_reference(batch), run.score(batch).logprobs)
+        scored = run.score_reference(batch)
+        assert scored is not None
+        assert torch.equal(scored, run.score(batch).logprobs)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -252,9 +258,49 @@ def test_adapters_resume_exactly(model: str, tmp_path: Path, monkeypatch: pytest
     assert rows(tmp_path / "stopped") == rows(tmp_path / "alone")
 
 
-def test_one_informative_group_is_enough_for_dapo(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("module", [grpo, dr_grpo, gspo, rloo], ids=lambda module: module.__name__.split(".")[1])
+@pytest.mark.parametrize("most", [0, 1], ids=["all groups tied", "some groups tied"])
+def test_tied_groups_change_nothing_that_is_learned(
+    module: Any, most: int, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Gradients that are known to be 0 are not computed; metrics, weights and Adam's moments are those of all."""
+
+    def often_enough(outcome: Outcome) -> float:
+        return float(outcome.text.split().count("who") >= most)
+
+    envs = partial(say_who, reward=often_enough)
+    kind = next(value for name, value in vars(module).items() if name.endswith("Config") and name != "TrainConfig")
+    options = replace(config(kind, tmp_path, model), kl_coef=0.0, epochs=2)
+    plain, parts = Trainer.parts, []
+
+    def spied(self: Trainer, batch: Any, seed: int, idle: Any = None) -> Any:
+        for part in plain(self, batch, seed, idle):
+            parts.append(part.idle)
+            yield part
+
+    monkeypatch.setattr(Trainer, "parts", spied)
+    found = module.train(replace(options, run_dir=tmp_path / "idle"), make_envs=envs)
+    assert any(parts)
+    assert all(parts) == (most == 0)
+    monkeypatch.setattr(Trainer, "parts", lambda self, batch, seed, idle=None: plain(self, batch, seed))
+    expected = module.train(replace(options, run_dir=tmp_path / "all"), make_envs=envs)
+    assert_close(rows(tmp_path / "idle"), rows(tmp_path / "all"), 1e-4)
+    for weight, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-5, atol=1e-6)
+
+
+def test_rollouts_with_another_loss_are_never_idle(model: str, tmp_path: Path) -> None:
+    options = replace(config(grpo.GRPOConfig, tmp_path, model), kl_coef=0.0)
+    for others in ({"entropy_coef": 0.1}, {"kl_coef": 0.1, "kl": "k3-loss"}, {"llds_coef": 0.1}):
+        with Trainer(replace(options, **others), title="test", make_envs=say_who) as run:
+            next(run.updates())
+            batch = run.collate(run.collect())
+            for part in run.minibatches(batch, torch.zeros(batch.loss_mask.shape)):
+                assert not part.idle
+                run.backward(run.evaluate(part).logprobs.sum(), {"one": torch.ones(())})
+
+
+def test_one_informative_group_is_enough_for_dapo(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer rollouts than a mini-batch make a smaller one; none at all leave the weights as they are."""
     found = iter([1, 0])
     monkeypatch.setattr(dapo, "informative_groups", lambda rollouts, size: rollouts[: next(found) * size])
