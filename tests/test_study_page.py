@@ -194,6 +194,9 @@ def test_collapses_are_counted_and_stand_beside_the_other_algorithm(known: tuple
     assert rows["grpo"][1:4] == ["12", "12 of 12", "1.00"]
     assert float(rows["grpo"][4]) == pytest.approx(ONSET, abs=2)  # the mean over some updates falls later
     assert rows["ppo"][1:5] == ["12", "0 of 12", "0.00", "40.0"]
+    # A survival curve that falls to nothing before the end stands over the same updates as the others.
+    survival = re.findall(r'<svg role="img" aria-label="[^"]*".*?</svg>', section(page, "curves"), re.DOTALL)[0]
+    assert ">40</text>" in survival
     effects = rows_of(section(page, "effects"))
     assert effects[1][0].startswith("GRPO instead of PPO")
     assert effects[1][1:3] == ["12", "+1.00"]

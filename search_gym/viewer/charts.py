@@ -71,6 +71,8 @@ class Panel:
     lines: Sequence[Line]
     limits: tuple[float | None, float | None] = (None, None)
     xlabel: str = "update"
+    span: tuple[float, float] | None = None
+    """Ends of the x-axis, by default those of the lines."""
     marks: Sequence[float] = ()
     """Where vertical lines stand."""
     legend: bool = True
@@ -181,6 +183,8 @@ def _draw_panel(axes: Axes, panel: Panel, *, titled: bool = True) -> None:
         axes.set_title(textwrap.fill(_plain(panel.title), 38), loc="left", fontsize=10.5)
     axes.set_xlabel(panel.xlabel)
     axes.margins(x=0.02)
+    if panel.span is not None:
+        axes.update_datalim([(x, 0.0) for x in panel.span], updatey=False)
     axes.locator_params(axis="y", nbins=5)
     low, high = panel.limits
     if high is None:

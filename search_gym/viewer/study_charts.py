@@ -77,13 +77,14 @@ def _group(study: Study, group: Mapping[str, Any]) -> list[Figure]:
     by_setting = dict(sorted(by_setting.items(), key=_by_level([*by_setting])))
     titles = {setting: _title(found) for setting, found in by_setting.items()}
     together = [level for level in levels if level["factor"] == "algorithm"]
-    survival = [_survival("All together", together, [level["level"] for level in together])] if together else []
+    span = _span(study)
+    survival = [_survival("All together", together, [level["level"] for level in together], span)] if together else []
     survival += [
-        _survival(titles[setting], found, [cell["algorithm"] for cell in found])
+        _survival(titles[setting], found, [cell["algorithm"] for cell in found], span)
         for setting, found in by_setting.items()
     ]
     learning = [
-        Panel(titles[setting], [_learning(cell) for cell in found], (0.0, 1.0), legend=False)
+        Panel(titles[setting], [_learning(cell) for cell in found], (0.0, 1.0), span=span, legend=False)
         for setting, found in by_setting.items()
     ]
     return [Figure(f"survival-{name}", SURVIVAL, survival), Figure(f"learning-{name}", LEARNING, learning)]
@@ -118,11 +119,19 @@ def _title(cells: Sequence[Mapping[str, Any]]) -> str:
     return _sentence(f"{_setting(cells[0])} (n = {runs})")
 
 
-def _survival(title: str, rows: Sequence[Mapping[str, Any]], algorithms: Sequence[str]) -> Panel:
+def _span(study: Study) -> tuple[float, float] | None:
+    """All updates of a run: where every run has collapsed, a survival curve ends before, and its axis should not."""
+    updates = study.plan.get("budget", {}).get("updates")
+    return None if updates is None else (0.0, float(updates))
+
+
+def _survival(
+    title: str, rows: Sequence[Mapping[str, Any]], algorithms: Sequence[str], span: tuple[float, float] | None
+) -> Panel:
     lines = [
         _survival_line(row, name.upper(), COLOR_OF.get(name, 3)) for row, name in zip(rows, algorithms, strict=True)
     ]
-    return Panel(title, lines, (0.0, 1.0), legend=False)
+    return Panel(title, lines, (0.0, 1.0), span=span, legend=False)
 
 
 def _survival_line(row: Mapping[str, Any], label: str, color: int) -> Line:
@@ -151,7 +160,7 @@ def _by_factor(study: Study, levels: Sequence[Mapping[str, Any]]) -> list[Panel]
             continue
         label = study.plan["factors"].get(factor, {}).get("label", factor)
         lines = [_survival_line(row, f"{_level(row['level'])} ({row['n']} runs)", i) for i, row in enumerate(rows)]
-        panels.append(Panel(_sentence(harmless(label)), lines, (0.0, 1.0)))
+        panels.append(Panel(_sentence(harmless(label)), lines, (0.0, 1.0), span=_span(study)))
     return panels
 
 

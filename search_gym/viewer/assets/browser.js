@@ -21,7 +21,7 @@
   const fill = (select, options) => select.replaceChildren(...options.map(([value, label]) => node("option", { value }, label)));
   const present = key => [...new Set(all.map(episode => episode[key]))];
   const names = (key, table) => present(key).map(place => [String(place), table[place]]);
-  const format = value => Math.abs(value) >= 1000 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(2) : value.toFixed(3).replace("-", "−");
+  const format = value => (Math.abs(value) >= 1000 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(2) : value.toFixed(3)).replace(/^-/, "−");
 
   // Filters
 
