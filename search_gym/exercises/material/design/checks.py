@@ -46,6 +46,10 @@ def _check_valid(call: Caller, rng: np.random.Generator) -> str | None:
     for case, result in zip(cases, results, strict=True):
         if problem := _valid(case[0], value_of("search", result), len(case[1]), case[2]):
             return problem
+    title = exam.documents[0].title
+    for found in results[:3]:
+        if not found.value[queries.index(title)]:
+            return f"search([{title!r}], documents, k): expected documents, of which one has this title, got none"
     for case, result in zip(cases, results, strict=True):
         if changed(result, case) is not None:
             return "search changed its queries or documents in place. Work on copies: the environment uses them again."
@@ -66,6 +70,8 @@ def _check_batch(call: Caller, rng: np.random.Generator) -> str | None:
     for got, (asked, _, _) in zip((together, shuffled, *alone, again), cases, strict=True):
         if problem := _valid(asked, got, len(exam.documents), TOP_K):
             return problem
+    if not any(together):
+        return f"search: expected documents for some of {len(queries)} questions, got none for any"
     for place, i in enumerate(order):
         others = {"in another order": shuffled[place], "alone": alone[i][0], "a second time": again[i]}
         for how, found in others.items():

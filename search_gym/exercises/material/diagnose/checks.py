@@ -149,6 +149,10 @@ def _check_causality(call: Caller, rng: np.random.Generator) -> str | None:
     runs = [run for file in ("runs.json.gz", "_unseen.json.gz") for run in read_runs(file)]
     chosen = [runs[i] for i in rng.permutation(len(runs))[:24]]
     whole = [_index("first_warning", got) for got in call.many("first_warning", [(run["metrics"],) for run in chosen])]
+    if not any(at is not None for at in whole):
+        return (
+            f"expected warnings in some of {len(whole)} runs, of which some collapsed, got none. Is a limit too high?"
+        )
     lengths = [
         sorted({1, int(rng.integers(2, 41)), int(rng.integers(2, 41)), *({at, at + 1} - {0} if at is not None else ())})
         for at in whole
