@@ -192,8 +192,10 @@ def _kind(value: Any) -> str:
 
 def show(value: Any, limit: int = 300) -> str:
     """``value`` for a message: rounded, on one line, not too long."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        text = np.array2string(np.asarray(value), precision=4, separator=", ", threshold=60)
+    if isinstance(value, (np.ndarray, np.generic)) and not np.ndim(value):
+        value = np.asarray(value).item()
+    if isinstance(value, np.ndarray):
+        text = np.array2string(value, precision=4, separator=", ", threshold=60)
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:

@@ -183,8 +183,7 @@ def _order(call: Caller, rng: np.random.Generator) -> str | None:
 
 
 def _large(call: Caller, rng: np.random.Generator) -> str | None:
-    vocabulary = [f"w{i}" for i in range(3000)]
-    documents = [rng.choice(vocabulary, size=12).tolist() for _ in range(1000)]
+    documents = [[f"w{i}" for i in row] for row in rng.integers(0, 3000, size=(1000, 12)).tolist()]
     cases = [(rng.choice(documents[i], size=5).tolist(), documents, 1.2, 0.75) for i in range(2)]
     results = call.results("bm25_scores", cases)
     if any("took more than" in (result.error or "") for result in results):
