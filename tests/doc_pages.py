@@ -7,6 +7,7 @@ anything in a line, and any white space for any other. A comment ``<!-- example:
 * ``not run: REASON``: it needs hardware, a network or a file that tests do not have
 * ``slow``: only run when everything is
 * ``small``: the same, and what trains gets the options ``SMALL``
+* ``output not shown``, alone or after ``slow``, as in ``slow; output not shown``: the page leaves out what it prints
 * ``background until "TEXT"``: it goes on until the page ends, and the page once it has printed TEXT
 * ``numbers within X``: numbers of a ``text`` block may be off by X
 
@@ -60,6 +61,16 @@ class Block:
     def reason(self) -> str | None:
         """Why the block is not run, if it is not."""
         return self.directive.removeprefix("not run: ") if self.directive.startswith("not run: ") else None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is only run when everything is."""
+        return self.directive.partition(";")[0] in ("slow", "small")
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the page shows what it prints."""
+        return self.directive.rpartition("; ")[2] != "output not shown"
 
     @property
     def tolerance(self) -> float:
@@ -207,9 +218,12 @@ def outputs(page: Path, folder: Path, *, slow: bool) -> Iterator[tuple[Block, st
         for block, after in following:
             if block is None or block.language not in ("python", "bash") or block.reason is not None:
                 continue
-            if block.directive in ("slow", "small") and not slow:
+            if block.is_slow and not slow:
                 continue
+            before = playing.printed
             playing.play(block)
+            if not block.is_shown:
+                playing.printed = before
             if after is not None and after.language == "text":
                 yield after, playing.take()
         if rest := playing.take():

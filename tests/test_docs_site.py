@@ -96,6 +96,8 @@ def test_a_page_that_prints_something_else_fails(tmp_path: Path) -> None:
     page.write_text("```python\nprint(1 + 1)\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError, match="expected nothing more to be printed"):
         check(page, tmp_path, slow=False)
+    page.write_text("<!-- example: output not shown -->\n```python\nprint(1 + 1)\n```\n", encoding="utf-8")
+    check(page, tmp_path, slow=False)
     page.write_text("```bash\nexit 3\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError, match="exit status 3"):
         check(page, tmp_path, slow=False)
