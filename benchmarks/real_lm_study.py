@@ -21,8 +21,8 @@ from pathlib import Path
 import tyro
 
 from benchmarks import real_lm_compare
-from benchmarks.real_lm import prepare_model
 from benchmarks.real_lm_envs import METHODS, Method
+from benchmarks.real_lm_model import prepare_model
 from search_gym.errors import SearchGymError
 
 GRACE = 30.0

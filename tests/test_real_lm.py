@@ -16,8 +16,8 @@ from agents.local_completion import LocalCompleter
 from agents.models import load_model
 from agents.rollout import Rollout, TurnEvent
 from benchmarks import real_lm, real_lm_compare, real_lm_data, real_lm_envs, real_lm_study, real_lm_warmup
-from benchmarks.real_lm import RealLMConfig, Sizes, Warmup
 from benchmarks.real_lm_chains import chain_scores
+from benchmarks.real_lm_config import RealLMConfig, Sizes, Warmup
 from benchmarks.real_lm_envs import METHODS, Worlds
 from search_gym import HFCodec, Question, Transcript, retrievers
 from search_gym.completion import Completion

