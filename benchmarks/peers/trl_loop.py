@@ -64,7 +64,7 @@ class Trl(Contestant):
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
         )
-        template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+        template = Path(str(trl.__file__)).parent / "chat_templates" / "qwen3.jinja"
         tokenizer.chat_template = template.read_text(encoding="utf-8")
         sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
         config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=8192, **sizes)
