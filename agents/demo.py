@@ -5,6 +5,10 @@
 takes the options of ``agents.ppo``. It evaluates the base model on worlds that training never sees, trains it,
 evaluates it again, and compares it with scripted policies and with agents that cannot search, which a second process
 trains in the same way meanwhile. Everything goes to ``--run-dir``; start with ``report.html``.
+
+    python -m agents.demo --run-dir runs/my-gae --use my_gae.py:gae
+
+trains with a function of yours, and compares it with a run that differs in nothing but that (docs/classroom.md).
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +31,15 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
+from agents import grpo, ppo
 from agents.baselines.no_search import no_search_envs
 from agents.baselines.static_rag import static_rag_envs, static_rag_max_envs
 from agents.checkpoint import load_policy
 from agents.config import TrainConfig, named_preset
 from agents.evaluate import Estimate, Evaluation, estimate, evaluate, question_progress, to_plain
-from agents.ppo import PRESETS, PPOConfig, train
+from agents.pieces import Pieces
+from agents.policy import CausalLMPolicy, CausalLMWithValueHead
+from agents.ppo import PRESETS, PPOConfig
 from agents.report import LABELS, write_page
 from agents.rollout import Rollout
 from agents.runlog import command_line, write_config, write_json, write_text
@@ -53,6 +60,9 @@ QUESTIONS_PER_KIND = 300
 NUM_ENVS = 100
 NUM_TRANSCRIPTS = 8
 
+BUILT_IN = "built-in"
+"""The run that is trained beside one with functions of the user's, without them."""
+
 Estimates = Mapping[str, Mapping[str, Estimate]]
 
 
@@ -71,27 +81,33 @@ def main(
     write_config(config.run_dir, config)
     for name in ("summary.json", "transcripts.jsonl", "curves.png", "curves.svg", "report.html"):
         (config.run_dir / name).unlink(missing_ok=True)  # of an earlier run, lest an interrupted one seems complete
+    pieces = Pieces(config.use)
+    others = compared_with(config)
+    for slot, path in pieces.paths.items():
+        console.print(f"Using {slot} of {path}", highlight=False, soft_wrap=True)
     base, codec = load_policy(config.model)
     envs, index = held_out(config.env, codec, make_envs, questions_per_kind)
+    pieces.install(envs, config.env.corpus, with_reward=False)
 
     with in_background(train_baselines, config, questions_per_kind, log=config.run_dir / "baselines.log"):
         console.print(f"Before training: {len(index)} questions about worlds that training never sees")
         with question_progress(console, len(index)) as report:
             before = evaluate(base.model, envs, index, seed=config.seed, on_progress=report)
         started = time.perf_counter()
-        policy = train(config)
+        policy = train_as(config)
         train_seconds = time.perf_counter() - started
         console.print("After training: the same questions")
         with question_progress(console, len(index)) as report:
             after = evaluate(policy.model, envs, index, seed=config.seed, on_progress=report)
-        console.print("Waiting for the agents that cannot search, unless they are ready")
+        console.print("Waiting for the second process, unless it is ready")
 
     rows: dict[str, Estimates] = {"before": before.estimates}
-    rows |= {name: read_estimates(baseline_dir(config, name)) for name in TRAINED}
+    rows |= {name: read_estimates(baseline_dir(config, name)) for name in others}
     rows |= {"after": after.estimates, **scripted_estimates(envs, index, config)}
     summary = {
         "command": command_line(),
         "seed": config.seed,
+        "used": list(config.use),
         "num_questions": len(index),
         "train_seconds": round(train_seconds, 1),
         **nest({name: em_by_kind(estimates, lambda em: em.mean) for name, estimates in rows.items()}),
@@ -103,8 +119,8 @@ def main(
         config.run_dir / "transcripts.jsonl",
         [
             *describe(before.rollouts[:NUM_TRANSCRIPTS], codec, label="before"),
-            *(row for name in TRAINED for row in read_lines(baseline_dir(config, name) / "transcripts.jsonl")),
-            *describe(after.rollouts[:NUM_TRANSCRIPTS], codec, label="after", policy=policy),
+            *(row for name in others for row in read_lines(baseline_dir(config, name) / "transcripts.jsonl")),
+            *describe(after.rollouts[:NUM_TRANSCRIPTS], codec, label="after", policy=with_values(policy)),
         ],
     )
     page = write_page(config.run_dir)
@@ -128,16 +144,38 @@ def held_out(
 
 
 def train_baselines(config: PPOConfig, questions_per_kind: int) -> None:
-    """Train every agent of `TRAINED` with the options of the searching one, and evaluate it on the same questions."""
+    """Train every agent of `compared_with` with the options of the first, and evaluate it on the same questions."""
     codec = load_policy(config.model)[1]
-    for name, make in TRAINED.items():
+    for name, make in compared_with(config).items():
         run_dir = baseline_dir(config, name)
-        policy = train(replace(config, run_dir=run_dir), make_envs=make)
+        policy = train_as(config, replace(config, run_dir=run_dir, use=()), make)
         envs, index = held_out(config.env, codec, make, questions_per_kind)
         evaluation = evaluate(policy.model, envs, index, seed=config.seed)
-        shown = describe(evaluation.rollouts[:NUM_TRANSCRIPTS], codec, label=name, policy=policy)
+        shown = describe(evaluation.rollouts[:NUM_TRANSCRIPTS], codec, label=name, policy=with_values(policy))
         write_lines(run_dir / "transcripts.jsonl", shown)
         write_json(run_dir / "summary.json", {"metrics": to_plain(evaluation.estimates)})
+
+
+def compared_with(config: PPOConfig) -> Mapping[str, MakeEnvs]:
+    """What else is trained: agents that cannot search or, beside functions of the user's, the same without them."""
+    return {BUILT_IN: make_envs} if config.use else TRAINED
+
+
+def train_as(config: PPOConfig, changed: PPOConfig | None = None, make: MakeEnvs = make_envs) -> CausalLMPolicy:
+    """Train with the options ``changed``, by default ``config``, and the algorithm that has what ``config`` uses: PPO,
+    or GRPO with the options that both have."""
+    changed = changed or config
+    if "group_advantages" not in Pieces(config.use):
+        return ppo.train(changed, make_envs=make)
+    default = grpo.GRPOConfig()
+    shared = {field.name: getattr(changed, field.name) for field in fields(TrainConfig)}
+    shared |= {"group_size": default.group_size, "kl_coef": default.kl_coef}
+    return grpo.train(grpo.GRPOConfig(**shared), make_envs=make)
+
+
+def with_values(policy: CausalLMPolicy) -> CausalLMWithValueHead | None:
+    """``policy``, if it has a value head, without which a transcript has no values."""
+    return policy if isinstance(policy, CausalLMWithValueHead) else None
 
 
 def baseline_dir(config: PPOConfig, name: str) -> Path:

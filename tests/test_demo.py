@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import operator
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -41,7 +43,7 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "metrics.jsonl", "summary.json", "transcripts.jsonl", "checkpoint", "states", "curves.png",
         "curves.svg", "report.html",
-        "baselines", "baselines.log",
+        "baselines", "baselines.log", "training_transcripts.jsonl",
     }  # fmt: skip
     assert summary == json.loads((folder / "summary.json").read_text())
     assert summary["num_questions"] == 12
@@ -66,9 +68,23 @@ def test_the_demo_leaves_everything_that_it_promises(tmp_path, monkeypatch):
     for name in ("", *(f"baselines/{name}" for name in demo.TRAINED)):
         assert len((folder / name / "metrics.jsonl").read_text().splitlines()) == SMALL.updates
         assert (folder / name / "checkpoint/model.safetensors").exists()
-    for name in demo.LABELS.values():
-        assert name in shown
+    for name, label in demo.LABELS.items():
+        assert (label in shown) == (name != demo.BUILT_IN)
     assert shown.count("prompt sampled retrieved") == 2
+
+
+def test_functions_of_the_users_are_compared_with_the_built_in_ones(tmp_path, monkeypatch):
+    mistake = Path(__file__).parent / "exercises/mistakes/tags/retrieved_tokens_too.py"
+    monkeypatch.setattr(sys.modules[__name__], "SMALL", replace(SMALL, use=(f"{mistake}:loss_mask",)))
+    summary, shown = run(tmp_path / "demo", monkeypatch)
+    assert summary["used"] == list(SMALL.use)
+    assert list(summary["baselines"]) == ["built-in", "single-search", "oracle"]
+    assert "Using loss_mask of" in shown
+    assert demo.LABELS["built-in"] in shown
+    assert (tmp_path / "demo/used" / mistake.name).read_bytes() == mistake.read_bytes()
+    ours, theirs = (without_times(tmp_path / "demo" / name / "metrics.jsonl") for name in ("", "baselines/built-in"))
+    assert ours[0]["rollout/reward"] == theirs[0]["rollout/reward"]
+    assert abs(ours[0]["loss/entropy"] - theirs[0]["loss/entropy"]) > 0.1, "documents are other text"
 
 
 @pytest.mark.slow

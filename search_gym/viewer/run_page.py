@@ -30,6 +30,7 @@ LABELS = {
     "no-search": "No search",
     "static-rag": "Static RAG",
     "static-rag-max": "Static RAG, longer list",
+    "built-in": "After training, built-in functions",
     "after": "After training",
     "single-search": "One search, scripted",
     "oracle": "Oracle",

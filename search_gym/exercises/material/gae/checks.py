@@ -87,7 +87,8 @@ def _next_column(rewards: Array, values: Array, loss_mask: npt.NDArray[np.bool_]
 
 def _carries_over(rewards: Array, values: Array, loss_mask: npt.NDArray[np.bool_], gamma: float, lam: float) -> Pair:
     advantages, returns = np.zeros(rewards.shape), np.zeros(rewards.shape)
-    r, v, mask = (x[::-1].reshape(1, -1) for x in (rewards, values, loss_mask))
+    r, v = (x[::-1].reshape(1, -1) for x in (rewards, values))
+    mask = loss_mask[::-1].reshape(1, -1)
     for whole, part in zip((advantages, returns), reference(r, v, mask, gamma, lam), strict=True):
         whole[:] = part.reshape(rewards.shape)[::-1]
     return advantages, returns
