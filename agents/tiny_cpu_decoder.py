@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from agents import stop_tags, tiny_kernels, tiny_turns
+from agents import stop_tags, tiny_kernels
 from agents.decoders import StepByStep, effective_weight
 from agents.ops import Chunk, Ops, Step, TorchOps
 from agents.tiny import rotary_phases
+from agents.tiny_arrays import Cache, Turns, Weights
 from agents.tiny_decoder import sample
 from agents.turn_rows import Sampling, TurnRows
 
@@ -60,7 +61,7 @@ class TinyCpuDecoder(StepByStep):
 
         pointer, embedding = model.pointer, model.embed_tokens.weight
         sentinel = torch.cat((effective_weight(pointer.sentinel)[0], pointer.sentinel.bias.detach()))
-        self._weights = tiny_kernels.Weights(
+        self._weights = Weights(
             embedding=_array(embedding * math.sqrt(self._config.hidden_size)),
             attention_norm=vectors("attention_norm"),
             qkv=matrices("qkv"),
@@ -86,11 +87,11 @@ class TinyCpuDecoder(StepByStep):
         self._probs = np.ones((num_rows, self._config.vocab_size), dtype=np.float32)
         self.num_rows, self.capacity = num_rows, capacity
 
-    def _empty_cache(self, num_rows: int, capacity: int) -> tiny_kernels.Cache:
+    def _empty_cache(self, num_rows: int, capacity: int) -> Cache:
         config = self._config
         heads, width, blocks = config.num_attention_heads, config.hidden_size, config.num_hidden_layers - 1
         phases = rotary_phases(torch.arange(capacity)[None], width // heads, config.rotary_base)[0, :, 0, 0]
-        return tiny_kernels.Cache(
+        return Cache(
             keys=np.zeros((blocks, num_rows, heads, width // heads, capacity), dtype=np.float32),
             values=np.zeros((blocks, num_rows, heads, capacity, width // heads), dtype=np.float32),
             pointer_keys=np.zeros((num_rows, width, capacity), dtype=np.float32),
@@ -131,12 +132,12 @@ class TinyCpuDecoder(StepByStep):
         if sampling.temperature != 1 or sampling.top_p < 1:
             super().take_steps(rows, count, sampling, longest)
             return
-        turns = tiny_turns.Turns(*(getattr(rows, field.name).numpy() for field in fields(rows)))
+        turns = Turns(*(getattr(rows, field.name).numpy() for field in fields(rows)))
         tag_table = sampling.tag_table.numpy()
         cuts = self._cuts(len(turns.tokens), range(1, len(turns.tokens) + 1))
 
         def run(first: int, last: int) -> None:
-            tiny_turns.take_steps(
+            tiny_kernels.take_steps(
                 first,
                 last,
                 count,

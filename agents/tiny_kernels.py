@@ -1,59 +1,52 @@
-"""The tiny model's forward pass over a cache, compiled for CPUs by numba: all of it in one call, without padding.
+"""The tiny model over a cache, and whole turns of it, compiled for CPUs by numba: one call, without padding.
 
 A batch of the tiny model's tokens is so little arithmetic that separate operations spend most of their time being
-called. Arrays are C-contiguous float32 unless said otherwise; T tokens, R rows of the cache, C columns, L blocks, H
-heads of D numbers, W = H D, V words. Keys are kept as (D, C), so that scores of neighbouring columns are computed
-together. ``agents/tiny_decoder.py`` computes the same in torch, ``agents/tiny.py`` says what it is.
+called. `agents.tiny_arrays` says what the arrays are; T is a number of tokens. ``agents/tiny_decoder.py`` computes the
+same in torch, ``agents/tiny.py`` says what it is. All of it is in one file, because numba notices only that a kept
+function's own file has changed, not that of another function that it holds.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
+from numba.extending import intrinsic
+
+from agents.tiny_arrays import Turns
 
 TILE = 32
 """Tokens that go through all blocks together; what they need stays in a core's own memory."""
+ROWS = 16
+"""Turns that take their steps together, the next one in place of each that has ended: few enough for its caches."""
 _EPS = np.float32(1e-6)
 
 
-class Weights(NamedTuple):
-    """Matrices are (in, out). ``embedding`` is scaled as `agents.tiny` does it, queries are not scaled."""
-
-    embedding: Any  # (V, W)
-    attention_norm: Any  # (L, W)
-    qkv: Any  # (L, W, 3 W)
-    qkv_bias: Any  # (L, 3 W)
-    out: Any  # (L, W, W)
-    mlp_norm: Any  # (L, W)
-    up: Any  # (L, W, I)
-    down: Any  # (L, I, W)
-    norm: Any  # (W,)
-    pointer_query: Any  # (W, W)
-    pointer_key: Any  # (W, W)
-    sentinel: Any  # (W + 1,): weight, then bias
-    head: Any  # (W, V or more), with columns of zeros at the end, because whole vectors are faster
-
-
-class Cache(NamedTuple):
-    """What rows hold, and the rotary phases of every column."""
-
-    keys: Any  # (L, R, H, D, C)
-    values: Any  # (L, R, H, C, D)
-    pointer_keys: Any  # (R, W, C)
-    token_ids: Any  # (R, C + 1) int64: a column of the pointer stands for the token after it
-    cos: Any  # (C, D / 2)
-    sin: Any  # (C, D / 2)
-
-
 def jit(function: Any) -> Any:
-    """``function`` as machine code, kept on disk where there is a place for it. NaN stays NaN."""
-    options = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
+    """``function`` as machine code, kept on disk where there is a place for it.
+
+    Operations are rounded one by one as they are written. A compiler that may join or reorder them decides anew where a
+    function is inlined, and code that was kept would round differently from code that has just been compiled.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere to write
         return numba.njit(**options)(function)
+
+
+def _generate_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Code for a * b + c of float32, rounded once."""
+    f32 = numba.types.float32
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return f32(f32, f32, f32), generate
+
+
+_fma: Any = intrinsic(_generate_fma)
 
 
 @jit
@@ -65,13 +58,12 @@ def _exp(x: Any) -> Any:
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     k = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
     f = (x - k * np.float32(0.693359375)) + k * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * f + np.float32(1.3981999507e-3)
-    p = p * f + np.float32(8.3334519073e-3)
-    p = p * f + np.float32(4.1665795894e-2)
-    p = p * f + np.float32(1.6666665459e-1)
-    p = p * f + np.float32(5.0000001201e-1)
-    p = p * f * f + f + np.float32(1.0)
+    p = _fma(np.float32(1.9875691500e-4), f, np.float32(1.3981999507e-3))
+    p = _fma(p, f, np.float32(8.3334519073e-3))
+    p = _fma(p, f, np.float32(4.1665795894e-2))
+    p = _fma(p, f, np.float32(1.6666665459e-1))
+    p = _fma(p, f, np.float32(5.0000001201e-1))
+    p = _fma(p * f, f, f) + np.float32(1.0)
     return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
@@ -92,10 +84,10 @@ def _linear(x: Any, weight: Any, y: Any, count: Any) -> None:
             d0, d1, d2, d3 = x[row + 3, k], x[row + 3, k + 1], x[row + 3, k + 2], x[row + 3, k + 3]
             for j in range(outputs):
                 v0, v1, v2, v3 = w0[j], w1[j], w2[j], w3[j]
-                y0[j] += a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
-                y1[j] += b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
-                y2[j] += c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3
-                y3[j] += d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3
+                y0[j] = _fma(a3, v3, _fma(a2, v2, _fma(a1, v1, _fma(a0, v0, y0[j]))))
+                y1[j] = _fma(b3, v3, _fma(b2, v2, _fma(b1, v1, _fma(b0, v0, y1[j]))))
+                y2[j] = _fma(c3, v3, _fma(c2, v2, _fma(c1, v1, _fma(c0, v0, y2[j]))))
+                y3[j] = _fma(d3, v3, _fma(d2, v2, _fma(d1, v1, _fma(d0, v0, y3[j]))))
         row += 4
     while row < count:
         y0 = y[row]
@@ -105,20 +97,73 @@ def _linear(x: Any, weight: Any, y: Any, count: Any) -> None:
             w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
             a0, a1, a2, a3 = x[row, k], x[row, k + 1], x[row, k + 2], x[row, k + 3]
             for j in range(outputs):
-                y0[j] += a0 * w0[j] + a1 * w1[j] + a2 * w2[j] + a3 * w3[j]
+                y0[j] = _fma(a3, w3[j], _fma(a2, w2[j], _fma(a1, w1[j], _fma(a0, w0[j], y0[j]))))
         row += 1
+
+
+@jit
+def _dot(a: Any, b: Any, count: Any) -> Any:
+    """The product of two vectors' first ``count`` numbers, in eight sums that a core can work on together."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
+    whole = count - count % 8
+    for i in range(0, whole, 8):
+        s0, s1 = _fma(a[i], b[i], s0), _fma(a[i + 1], b[i + 1], s1)
+        s2, s3 = _fma(a[i + 2], b[i + 2], s2), _fma(a[i + 3], b[i + 3], s3)
+        s4, s5 = _fma(a[i + 4], b[i + 4], s4), _fma(a[i + 5], b[i + 5], s5)
+        s6, s7 = _fma(a[i + 6], b[i + 6], s6), _fma(a[i + 7], b[i + 7], s7)
+    total = ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
+    for i in range(whole, count):
+        total = _fma(a[i], b[i], total)
+    return total
+
+
+@jit
+def _sum_of(x: Any, count: Any) -> Any:
+    """The sum of the first ``count`` numbers, in eight sums that a core can work on together."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
+    whole = count - count % 8
+    for i in range(0, whole, 8):
+        s0, s1, s2, s3 = s0 + x[i], s1 + x[i + 1], s2 + x[i + 2], s3 + x[i + 3]
+        s4, s5, s6, s7 = s4 + x[i + 4], s5 + x[i + 5], s6 + x[i + 6], s7 + x[i + 7]
+    total = ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
+    for i in range(whole, count):
+        total += x[i]
+    return total
+
+
+@jit
+def _max_of(x: Any, count: Any) -> Any:
+    """The largest of the first ``count`` numbers."""
+    m0 = m1 = m2 = m3 = m4 = m5 = m6 = m7 = np.float32(-np.inf)
+    whole = count - count % 8
+    for i in range(0, whole, 8):
+        m0, m1 = x[i] if x[i] > m0 else m0, x[i + 1] if x[i + 1] > m1 else m1
+        m2, m3 = x[i + 2] if x[i + 2] > m2 else m2, x[i + 3] if x[i + 3] > m3 else m3
+        m4, m5 = x[i + 4] if x[i + 4] > m4 else m4, x[i + 5] if x[i + 5] > m5 else m5
+        m6, m7 = x[i + 6] if x[i + 6] > m6 else m6, x[i + 7] if x[i + 7] > m7 else m7
+    m0, m1, m2, m3 = m4 if m4 > m0 else m0, m5 if m5 > m1 else m1, m6 if m6 > m2 else m2, m7 if m7 > m3 else m3
+    m0, m1 = m2 if m2 > m0 else m0, m3 if m3 > m1 else m1
+    largest = m1 if m1 > m0 else m0
+    for i in range(whole, count):
+        largest = x[i] if x[i] > largest else largest
+    return largest
 
 
 @jit
 def _rms_norm(x: Any, weight: Any, y: Any, count: Any) -> None:
     width = x.shape[1]
     for row in range(count):
-        squares = np.float32(0)
-        for j in range(width):
-            squares += x[row, j] * x[row, j]
-        scale = np.float32(1) / np.sqrt(squares / np.float32(width) + _EPS)
+        scale = np.float32(1) / np.sqrt(_dot(x[row], x[row], width) / np.float32(width) + _EPS)
         for j in range(width):
             y[row, j] = x[row, j] * scale * weight[j]
+
+
+@jit
+def _exps(x: Any, largest: Any, count: Any) -> Any:
+    """The first ``count`` of ``x`` become e^(x - largest), in place; returns their sum."""
+    for i in range(count):
+        x[i] = _exp(x[i] - largest)
+    return _sum_of(x, count)
 
 
 @jit
@@ -139,21 +184,8 @@ def _scores(query: Any, keys: Any, scale: Any, scores: Any, count: Any) -> Any:
         q0, q1, q2, q3 = query[d] * scale, query[d + 1] * scale, query[d + 2] * scale, query[d + 3] * scale
         k0, k1, k2, k3 = keys[d], keys[d + 1], keys[d + 2], keys[d + 3]
         for c in range(count):
-            scores[c] += q0 * k0[c] + q1 * k1[c] + q2 * k2[c] + q3 * k3[c]
-    largest = np.float32(-np.inf)
-    for c in range(count):
-        largest = scores[c] if scores[c] > largest else largest
-    return largest
-
-
-@jit
-def _exps(x: Any, largest: Any, count: Any) -> Any:
-    """The first ``count`` of ``x`` become e^(x - largest), in place; returns their sum."""
-    total = np.float32(0)
-    for i in range(count):
-        x[i] = _exp(x[i] - largest)
-        total += x[i]
-    return total
+            scores[c] = _fma(q3, k3[c], _fma(q2, k2[c], _fma(q1, k1[c], _fma(q0, k0[c], scores[c]))))
+    return _max_of(scores, count)
 
 
 @jit
@@ -169,7 +201,7 @@ def _attend(query: Any, keys: Any, values: Any, scores: Any, count: Any, out: An
         w0, w1, w2, w3 = scores[c] * scale, scores[c + 1] * scale, scores[c + 2] * scale, scores[c + 3] * scale
         v0, v1, v2, v3 = values[c], values[c + 1], values[c + 2], values[c + 3]
         for d in range(width):
-            out[d] += w0 * v0[d] + w1 * v1[d] + w2 * v2[d] + w3 * v3[d]
+            out[d] = _fma(w3, v3[d], _fma(w2, v2[d], _fma(w1, v1[d], _fma(w0, v0[d], out[d]))))
     for c in range(whole, count):
         weight, value = scores[c] * scale, values[c]
         for d in range(width):
@@ -180,13 +212,8 @@ def _attend(query: Any, keys: Any, values: Any, scores: Any, count: Any, out: An
 def _point(normed: Any, query: Any, position: Any, weights: Any, cache: Any, row: Any, scores: Any, probs: Any) -> None:
     """Turn the vocabulary's logits in ``probs`` (V,) into probabilities of the token after ``position``."""
     width, words = len(normed), len(weights.embedding)
-    largest = probs[0]
-    for v in range(words):
-        largest = probs[v] if probs[v] > largest else largest
-    vocabulary = _exps(probs, largest, words)
-    sentinel = weights.sentinel[width]
-    for j in range(width):
-        sentinel += normed[j] * weights.sentinel[j]
+    vocabulary = _exps(probs, _max_of(probs, words), words)
+    sentinel = weights.sentinel[width] + _dot(normed, weights.sentinel, width)
     scale = np.float32(width) ** np.float32(-0.5)
     largest = _scores(query, cache.pointer_keys[row], scale, scores, position)
     largest = sentinel if sentinel > largest else largest
@@ -277,3 +304,79 @@ def forward(token_ids: Any, rows: Any, positions: Any, weights: Any, cache: Any,
                 row, position = rows[start + i], positions[start + i]
                 _point(normed[i], change[i], position, weights, cache, row, scores, logits[i])
                 probs[target] = logits[i, : probs.shape[1]]
+
+
+@jit
+def take_steps(
+    first: Any,
+    last: Any,
+    steps: Any,
+    turns: Turns,
+    weights: Any,
+    cache: Any,
+    tag_table: Any,
+    closed: Any,
+    vocab_size: Any,
+    eos_id: Any,
+    greedy: Any,
+) -> None:
+    """`TurnRows.take_step` at temperature 1, ``steps`` times, for rows ``first`` to ``last`` (exclusive), in place.
+
+    Words from ``vocab_size`` on are not sampled.
+    """
+    active = np.empty(ROWS, dtype=np.int64)
+    left = np.empty(ROWS, dtype=np.int64)
+    token_ids = np.empty(ROWS, dtype=np.int64)
+    positions = np.empty(ROWS, dtype=np.int64)
+    targets = np.arange(ROWS)
+    probs = np.empty((ROWS, vocab_size), dtype=np.float32)
+    count, following = 0, first
+    while True:
+        while count < ROWS and following < last:
+            if turns.is_open[following]:
+                active[count], left[count] = following, steps
+                count += 1
+            following += 1
+        if count == 0:
+            return
+        for i in range(count):
+            token_ids[i], positions[i] = turns.tokens[active[i]], turns.lengths[active[i]]
+        forward(token_ids[:count], active[:count], positions[:count], weights, cache, targets, probs)
+        kept = 0
+        for i in range(count):
+            row = active[i]
+            place = turns.counts[row]
+            token, logprob = _choose(probs[i], -1.0 if greedy else turns.uniforms[row, place])
+            turns.turn_tokens[row, place], turns.turn_logprobs[row, place] = token, logprob
+            turns.counts[row] += 1
+            turns.lengths[row] += 1
+            turns.tags[row] = tag_table[turns.tags[row], token]
+            turns.tokens[row] = token
+            is_last = turns.counts[row] >= turns.limits[row]
+            turns.is_open[row] = not (turns.tags[row] == closed or token == eos_id or is_last)
+            if turns.is_open[row] and left[i] > 1:
+                active[kept], left[kept] = row, left[i] - 1
+                kept += 1
+        count = kept
+
+
+@jit
+def _choose(probs: Any, uniform: Any) -> Any:
+    """A word and its log-probability: the distribution function of ``probs`` (V,) inverted at ``uniform``, or the most
+    probable word where that is negative. ``probs`` need not sum to 1."""
+    total = 0.0
+    for v in range(len(probs)):
+        total += np.float64(probs[v])
+    token = 0
+    if uniform < 0:
+        for v in range(len(probs)):
+            token = v if probs[v] > probs[token] else token
+    else:
+        point, cumulative = uniform * total, 0.0
+        while token < len(probs) - 1:
+            cumulative += np.float64(probs[token])
+            if cumulative > point:
+                break
+            token += 1
+    smallest = np.finfo(np.float32).tiny
+    return token, np.float32(np.log(np.float64(probs[token]) + smallest) - np.log(total))

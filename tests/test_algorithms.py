@@ -256,6 +256,8 @@ def gradients(base: Path, batch: RolloutBatch, aggregation: losses.Aggregation, 
     learner = Learner(config)
     learner.policy.double()
     learner.begin(0)
+    seen: list[torch.Tensor | None] = []
+    learner.optimizer.register_step_pre_hook(lambda *_: seen.extend(w.grad for w in learner.policy.parameters()))
     generator = torch.Generator().manual_seed(0)
     advantages = torch.randn(batch.loss_mask.shape, generator=generator)
     for part in learner.parts(batch, seed=5):
@@ -268,7 +270,7 @@ def gradients(base: Path, batch: RolloutBatch, aggregation: losses.Aggregation, 
         learner.backward(loss, stats)
     assert learner.skipped_steps == 0
     yield learner.statistics()
-    yield from (weight.grad for weight in learner.policy.parameters())
+    yield from seen
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean", "sequence-sum"])

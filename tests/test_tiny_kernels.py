@@ -1,0 +1,64 @@
+"""The compiled kernels round alike wherever they come from, and as they are written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from agents import tiny_kernels
+
+FLOATS = st.floats(-100.0, 100.0, width=32)
+PROGRAM = """
+import hashlib, numpy as np, torch
+from agents import decoders
+from agents.checkpoint import load_policy
+from agents.decoders import make_chunk
+from agents.fast_generation import FastGenerator
+
+policy, codec = load_policy("tiny")
+generator = FastGenerator(policy.model, codec)
+generator.start(20, 1)
+prompts = np.random.default_rng(0).integers(2, 250, (20, 30))
+generator.extend(range(20), list(prompts))
+turns = generator.sample(range(20), [12] * 20)
+print(hashlib.sha256(b"".join(turn.token_ids.tobytes() + turn.logprobs.tobytes() for turn in turns)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_code_that_was_kept_computes_what_code_that_was_just_compiled_does(tmp_path: Path) -> None:
+    """To the last bit: else the first run on a machine would not be the second one's equal."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True, capture_output=True, text=True)
+        for _ in range(2)
+    )
+    assert list(tmp_path.rglob("*.nbc"))
+    assert first.stdout == second.stdout
+
+
+@given(arrays(np.float32, st.integers(1, 40), elements=FLOATS))
+def test_sums_and_maxima_are_those_of_all_numbers(x: np.ndarray) -> None:
+    count, scale = len(x), float(np.abs(x).sum())
+    assert tiny_kernels._max_of(x, count) == x.max()
+    assert tiny_kernels._sum_of(x, count) == pytest.approx(float(x.astype(np.float64).sum()), abs=1e-5 * (1 + scale))
+    product = float((x.astype(np.float64) ** 2).sum())
+    assert tiny_kernels._dot(x, x, count) == pytest.approx(product, rel=1e-5, abs=1e-30)
+
+
+@given(st.floats(-87.0, 0.0, width=32))
+def test_exponentials_are_as_exact_as_it_says(x: float) -> None:
+    assert float(tiny_kernels._exp(np.float32(x))) == pytest.approx(np.exp(np.float64(np.float32(x))), rel=2.4e-7)
+
+
+def test_nothing_that_is_not_a_number_disappears() -> None:
+    x = np.array([0.0, np.nan, 1.0], dtype=np.float32)
+    assert np.isnan(tiny_kernels._exps(x, np.float32(1.0), 3))
