@@ -31,12 +31,12 @@ def tables(compared: Mapping[str, Any]) -> str:
             f"| {row['mean_em_over_sets_before']:.3f} | {row['mean_em_over_sets']:.3f} | {' | '.join(em)} "
             f"| {row['searches']['all']:.2f} | {row['chains']['all']:.2f} | {row['support']['all']:.2f} |"
         )
-    if compared["differences"]:
-        groups = list(compared["differences"][0]["em"])
-        lines += ["", "| EM of searching minus | " + " | ".join(groups) + " |", "|---" * (len(groups) + 1) + "|"]
-        for row in compared["differences"]:
-            cells = [_interval(row["em"][group], sign="+") for group in groups]
-            lines.append(f"| {row['method']} − {row['minus']} | {' | '.join(cells)} |")
+    if differences := compared["differences"]:
+        names = [f"{row['method']} − {row['minus']}" for row in differences]
+        lines += ["", f"| EM, difference | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        for group in differences[0]["em"]:
+            cells = [_interval(row["em"][group], sign="+") for row in differences]
+            lines.append(f"| {group} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

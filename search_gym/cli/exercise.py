@@ -119,8 +119,8 @@ def describe(outcome: Outcome) -> str:
     """What a check found, for a terminal."""
     check = outcome.check
     if not outcome.message:
-        return f"ok    {check.name} ({check.points:g} points)"
-    lines = [f"FAIL  {check.name} (0 of {check.points:g} points)"]
+        return f"ok    {check.name} ({check.points:g})"
+    lines = [f"FAIL  {check.name} (0 of {check.points:g})"]
     for text in (outcome.message, f"Why it matters: {check.why}"):
         lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False)
     return "\n".join(lines)
