@@ -161,13 +161,13 @@ class Learner:
         """
         config = self.config
         lengths = batch.attention_mask.sum(dim=1).cpu()
-        is_idle = torch.zeros(len(batch), dtype=torch.bool)
-        if idle is not None and self.accelerator.num_processes == 1 and not self.is_sharded:
-            is_idle = idle.cpu()
+        if idle is None or self.accelerator.num_processes > 1 or self.is_sharded:
+            idle = torch.zeros(len(batch), dtype=torch.bool)
+        idle = idle.cpu()
         shuffle = torch.Generator().manual_seed(seed)
         for _ in range(config.epochs):
             for minibatch in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
-                pieces = self._pieces(lengths[minibatch], is_idle[minibatch])
+                pieces = self._pieces(lengths[minibatch], idle[minibatch])
                 self._sums: dict[str, Tensor] = {}
                 self.optimizer.zero_grad()
                 for i, (piece, self._is_idle) in enumerate(pieces):

@@ -192,12 +192,12 @@ class Trainer(Learner):
         """`Learner.parts` of this update.
 
         ``advantages`` (B, T): where they alone have a gradient, that of rollouts whose advantages are 0, as those of a
-        group that earned the same are, is 0 and is not computed.
+        group that earned the same are, is 0 and is not computed. A loss of the user's own may have any gradient.
         """
         config = self.config
         others = config.entropy_coef, config.kl_loss_coef, getattr(config, "llds_coef", 0.0)
         idle = None
-        if advantages is not None and not any(others):
+        if advantages is not None and not any(others) and "clipped_loss" not in self.pieces:
             idle = (advantages.where(batch.loss_mask, 0.0) == 0).all(dim=1)
         return self.parts(batch, self._seed("mini-batches"), idle)
 

@@ -298,6 +298,13 @@ def test_rollouts_with_another_loss_are_never_idle(model: str, tmp_path: Path) -
             for part in run.minibatches(batch, torch.zeros(batch.loss_mask.shape)):
                 assert not part.idle
                 run.backward(run.evaluate(part).logprobs.sum(), {"one": torch.ones(())})
+    (tmp_path / "mine.py").write_text("def clipped_loss(*args): raise SystemExit")
+    with Trainer(
+        replace(options, use=(f"{tmp_path / 'mine.py'}:clipped_loss",)), title="test", make_envs=say_who
+    ) as run:
+        next(run.updates())
+        batch = run.collate(run.collect())
+        assert not next(run.minibatches(batch, torch.zeros(batch.loss_mask.shape))).idle
 
 
 def test_one_informative_group_is_enough_for_dapo(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
