@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents import saving
 from agents.behaviour import behaviour_metrics
-from agents.checkpoint import TrainingState, drop_states, read_state, save_policy, write_state
+from agents.checkpoint import save_policy
 from agents.config import TrainConfig
 from agents.generation import make_generator
 from agents.health import COLLAPSES, Alarm, HealthMonitor
@@ -29,6 +29,7 @@ from agents.rollout import Rollout, RolloutBatch, collate, collect
 from agents.runlog import RunLog, to_jsonable
 from agents.tasks import MakeEnvs, QuestionOrder
 from agents.trackers import make_tracker
+from agents.training_state import TrainingState, drop_states, read_state, write_state
 from agents.training_transcripts import TrainingTranscripts
 from search_gym.errors import RetrievalError, SearchGymError
 

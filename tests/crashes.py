@@ -22,21 +22,22 @@ import torch
 from small_models import tiny
 from transformers.utils.logging import disable_progress_bar
 
-from agents import checkpoint
-from agents.checkpoint import TrainingState, load_policy, read_state, save_policy, write_state
+from agents import checkpoint, directories, training_state
+from agents.checkpoint import load_policy, save_policy
 from agents.policy import CausalLMWithValueHead
+from agents.training_state import TrainingState, read_state, write_state
 from search_gym import tinywiki
 
 TOUCHING_DISK = {
     function.__code__
     for function in (
         checkpoint.save_policy,
-        checkpoint.write_state,
-        checkpoint.replace_directory,
-        checkpoint.drop_states,
-        checkpoint._remove,
-        checkpoint._tidy,
-        checkpoint._exchange,
+        training_state.write_state,
+        directories.replace_directory,
+        training_state.drop_states,
+        training_state._remove,
+        training_state._tidy,
+        directories._exchange,
     )
 }
 NUM_RANDOM_KILLS = 40
@@ -226,8 +227,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # a kill loses no written pages, and a test of many kills needs the time
     disable_progress_bar()
-    exchange = checkpoint._exchange
+    exchange = directories._exchange
     for argument in sys.argv[2:]:
         scenario, _, renames = argument.partition("+")
-        checkpoint._exchange = (lambda one, other: False) if renames else exchange
+        directories._exchange = (lambda one, other: False) if renames else exchange
         print(SCENARIOS[scenario](Path(sys.argv[1], argument)))

@@ -15,13 +15,14 @@ import torch
 from probes import PROBES, make_base, probe_config
 
 from agents import algorithms, losses
-from agents.checkpoint import load_policy, read_state
+from agents.checkpoint import load_policy
 from agents.config import ComputeConfig, OptimizerConfig, SaveConfig, TrainConfig, named_preset, run_command
 from agents.evaluate import evaluate
 from agents.generation import CachedGenerator
 from agents.learner import Learner, learning_rate_factor
 from agents.rollout import RolloutBatch, collate, collect
 from agents.tasks import EnvConfig
+from agents.training_state import read_state
 from search_gym.errors import OptionError, UnknownNameError
 
 CONSTANT, IN_PROMPT, ONE_SEARCH, _ = PROBES

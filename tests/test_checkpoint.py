@@ -17,19 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small_models import WORDS, llama, tiny, tokenizer
 
-from agents import checkpoint
-from agents.checkpoint import (
-    VALUE_HEAD_FILE,
-    TrainingState,
-    drop_states,
-    load_policy,
-    read_state,
-    replace_directory,
-    save_policy,
-    write_state,
-)
+from agents import checkpoint, directories, training_state
+from agents.checkpoint import VALUE_HEAD_FILE, load_policy, save_policy
+from agents.directories import replace_directory
 from agents.models import CheckpointError, load_model
 from agents.policy import CausalLMWithValueHead
+from agents.training_state import TrainingState, drop_states, read_state, write_state
 from search_gym import tinywiki
 from search_gym.codec import HFCodec
 from search_gym.errors import OptionError
@@ -331,17 +324,17 @@ class TestCrashes:
         for directory in (one, other):
             directory.mkdir()
             (directory / "name").write_text(directory.name)
-        if not checkpoint._exchange(one, other):
+        if not directories._exchange(one, other):
             pytest.skip("this file system cannot exchange directories")
         assert (one / "name").read_text() == "other"
         assert (other / "name").read_text() == "one"
         with pytest.raises(FileNotFoundError):
-            checkpoint._exchange(one, tmp_path / "nowhere")
+            directories._exchange(one, tmp_path / "nowhere")
 
     @pytest.mark.parametrize("can_exchange", [True, False])
     def test_a_directory_takes_the_place_of_another(self, tmp_path, monkeypatch, can_exchange):
         if not can_exchange:
-            monkeypatch.setattr(checkpoint, "_exchange", lambda one, other: False)
+            monkeypatch.setattr(directories, "_exchange", lambda one, other: False)
         for content in ("first", "second"):
             new = tmp_path / "new"
             new.mkdir()
@@ -359,9 +352,9 @@ class TestCrashes:
         write_state(tmp_path, simple_state(1))
 
         def full_disk(*_):
-            raise checkpoint.SafetensorError("No space left on device")
+            raise training_state.SafetensorError("No space left on device")
 
-        monkeypatch.setattr(checkpoint, "save_file", full_disk)
+        monkeypatch.setattr(training_state, "save_file", full_disk)
         with pytest.raises(CheckpointError, match="No space left"):
             write_state(tmp_path, simple_state(2))
         assert state_names(tmp_path) == ["update-000001"]

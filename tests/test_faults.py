@@ -18,9 +18,9 @@ import pytest
 from test_resume import config, rows, weights
 
 from agents import algorithms
-from agents.checkpoint import read_state
 from agents.tasks import EnvConfig
 from agents.trainer import Trainer
+from agents.training_state import read_state
 from search_gym import retrievers, tinywiki
 from search_gym.errors import PartialRetrievalError, RetrievalError
 from search_gym.retrievers import Document

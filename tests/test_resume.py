@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from agents import algorithms
-from agents.checkpoint import read_state
 from agents.config import SaveConfig
 from agents.health import HealthConfig
 from agents.learner import Learner
@@ -27,6 +26,7 @@ from agents.models import CheckpointError
 from agents.runlog import RunLog
 from agents.saving import restore_tensors
 from agents.trainer import CollapseError, Trainer
+from agents.training_state import read_state
 from agents.training_transcripts import TrainingTranscripts
 from search_gym.errors import OptionError
 

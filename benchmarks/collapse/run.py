@@ -24,13 +24,14 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from agents import algorithms
-from agents.checkpoint import drop_states, load_policy
+from agents.checkpoint import load_policy
 from agents.config import TrainConfig
 from agents.demo import held_out
 from agents.evaluate import Evaluation, evaluate, to_plain
 from agents.policy import CausalLMPolicy, CausalLMWithValueHead
 from agents.runlog import command_line, write_json, write_text
 from agents.tasks import EnvConfig, make_envs
+from agents.training_state import drop_states
 from agents.transcripts import describe
 from benchmarks.collapse.factors import TRAIN_ON_DOCUMENTS
 from benchmarks.collapse.folder import commit_of, read_study
