@@ -91,11 +91,10 @@ def train(config: DAPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
             # What is over whole mini-batches is left out, but early in a run even one mini-batch may not come together.
             rollouts = rollouts[: len(rollouts) // config.minibatch_size * config.minibatch_size or len(rollouts)]
             batch = run.collate(rollouts)
-            old = run.score(batch)
             ref_logprobs = run.score_reference(batch)
 
             rewards = losses.penalised_rewards(
-                batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
+                batch.rewards, batch.old_logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
             advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids)
             advantages = losses.spread(advantages, batch.loss_mask)
@@ -117,7 +116,7 @@ def train(config: DAPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old, advantages)
+            run.record(rollouts, batch, advantages)
     return run.policy
 
 

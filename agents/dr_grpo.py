@@ -57,11 +57,10 @@ def train(config: DrGRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog 
         for _ in run.updates():
             rollouts = run.collect()
             batch = run.collate(rollouts)
-            old = run.score(batch)
             ref_logprobs = run.score_reference(batch)
 
             rewards = losses.penalised_rewards(
-                batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
+                batch.rewards, batch.old_logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
             advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids, normalize_std=False)
             advantages = losses.spread(advantages, batch.loss_mask)
@@ -87,7 +86,7 @@ def train(config: DrGRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog 
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old, advantages)
+            run.record(rollouts, batch, advantages)
     return run.policy
 
 

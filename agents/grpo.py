@@ -3,7 +3,7 @@
 ``python -m agents.grpo`` trains the tiny model on TinyWiki; ``--help`` explains every option. An update:
 
 1. Roll out: several environments ask the same question; the policy writes turns, the environment appends documents.
-2. Score the old policy on the batch: log-probabilities that must equal those of sampling. There are no values.
+2. Score the base model on the batch. There are no values, and the policy's own log-probabilities are those of sampling.
 3. Advantages: how much better than the rest of its group a rollout did, in standard deviations; one number for all of
    its tokens.
 4. Improve: clipped policy loss - entropy bonus + KL to the base model, over sampled tokens only.
@@ -67,11 +67,10 @@ def train(config: GRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
         for _ in run.updates():
             rollouts = run.collect()
             batch = run.collate(rollouts)
-            old = run.score(batch)
             ref_logprobs = run.score_reference(batch)
 
             rewards = losses.penalised_rewards(
-                batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
+                batch.rewards, batch.old_logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
             advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids)
             advantages = losses.spread(advantages, batch.loss_mask)
@@ -96,7 +95,7 @@ def train(config: GRPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old, advantages)
+            run.record(rollouts, batch, advantages)
     return run.policy
 
 

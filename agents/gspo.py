@@ -52,11 +52,10 @@ def train(config: GSPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
         for _ in run.updates():
             rollouts = run.collect()
             batch = run.collate(rollouts)
-            old = run.score(batch)
             ref_logprobs = run.score_reference(batch)
 
             rewards = losses.penalised_rewards(
-                batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
+                batch.rewards, batch.old_logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
             advantages = run.pieces.group_advantages(rewards.sum(dim=1), batch.group_ids)
             advantages = losses.spread(advantages, batch.loss_mask)
@@ -82,7 +81,7 @@ def train(config: GSPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | 
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old, advantages)
+            run.record(rollouts, batch, advantages)
     return run.policy
 
 

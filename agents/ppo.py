@@ -98,17 +98,17 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
             rollouts = run.collect()
             batch = run.collate(rollouts)
             valued = batch.loss_mask if config.value.mask == "sampled" else batch.response_mask
-            old = run.score(batch, valued)
+            values = run.score(batch, valued).values
             ref_logprobs = run.score_reference(batch)
 
             rewards = losses.penalised_rewards(
-                batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
+                batch.rewards, batch.old_logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
             if config.advantages == "turn":
-                advantages, returns, valued = losses.turn_gae(rewards, old.values, valued, config.gamma, config.lam)
+                advantages, returns, valued = losses.turn_gae(rewards, values, valued, config.gamma, config.lam)
             else:
-                advantages, returns = run.pieces.gae(rewards, old.values, valued, config.gamma, config.lam)
-            explained_variance = losses.explained_variance(old.values, returns, valued)
+                advantages, returns = run.pieces.gae(rewards, values, valued, config.gamma, config.lam)
+            explained_variance = losses.explained_variance(values, returns, valued)
             advantages = losses.masked_whiten(advantages, valued if config.advantages == "token" else batch.loss_mask)
 
             for part in run.minibatches(batch):
@@ -121,7 +121,7 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
                 )
                 value_loss, value_stats = losses.value_loss(
                     new.values,
-                    part.cut(old.values),
+                    part.cut(values),
                     part.cut(returns),
                     part.cut(valued),
                     config.value.clip,
@@ -136,7 +136,8 @@ def train(config: PPOConfig, *, make_envs: MakeEnvs = make_envs, log: RunLog | N
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old, advantages, {"loss/explained_variance": float(explained_variance)})
+            metrics = {"loss/explained_variance": float(explained_variance)}
+            run.record(rollouts, batch, advantages, metrics, values=values)
     assert isinstance(run.policy, CausalLMWithValueHead)
     return run.policy
 

@@ -52,11 +52,10 @@ def train(config: ReinforceConfig, *, make_envs: MakeEnvs = make_envs, log: RunL
         for _ in run.updates():
             rollouts = run.collect()
             batch = run.collate(rollouts)
-            old = run.score(batch)
             ref_logprobs = run.score_reference(batch)
 
             rewards = losses.penalised_rewards(
-                batch.rewards, old.logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
+                batch.rewards, batch.old_logprobs, ref_logprobs, batch.loss_mask, config.kl_reward_coef
             )
             no_values = torch.zeros_like(rewards)
             advantages, _ = run.pieces.gae(rewards, no_values, batch.loss_mask, gamma=1.0, lam=1.0)
@@ -83,7 +82,7 @@ def train(config: ReinforceConfig, *, make_envs: MakeEnvs = make_envs, log: RunL
                     loss = loss + config.kl_loss_coef * kl
                     stats["kl"] = kl
                 run.backward(loss, stats)
-            run.record(rollouts, batch, old, advantages)
+            run.record(rollouts, batch, advantages)
     return run.policy
 
 

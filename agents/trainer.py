@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from agents.health import COLLAPSES, Alarm, HealthMonitor
 from agents.learner import Learner, Part
 from agents.metrics import logprob_mismatch, rollout_metrics, zero_variance_groups
 from agents.pieces import Pieces
-from agents.policy import TokenEvaluation, TokenScores
 from agents.rollout import Rollout, RolloutBatch, collate, collect
 from agents.runlog import RunLog, to_jsonable
 from agents.tasks import MakeEnvs, QuestionOrder
@@ -34,6 +33,8 @@ from agents.training_transcripts import TrainingTranscripts
 from search_gym.errors import RetrievalError, SearchGymError
 
 MAX_ROLLBACKS = 3
+CHECKED = 8
+"""One rollout in so many is scored to see that training and sampling are of the same policy."""
 
 
 class CollapseError(SearchGymError, RuntimeError):
@@ -120,6 +121,7 @@ class Trainer(Learner):
             self._draws = 0
             self._begun = self._order.taken, dict(self._counts)
             self._started, self._rollout_seconds = self.log.seconds, 0.0
+            self._mismatch: dict[str, float] = {}
             yield self.update
         self._save_policy()
 
@@ -187,20 +189,37 @@ class Trainer(Learner):
     def collate(self, rollouts: Sequence[Rollout]) -> RolloutBatch:
         """``rollouts``, whole groups in a row, as one batch on the device."""
         batch = collate(rollouts, self.codec.pad_id, self.device, group_size=self.config.group_size)
-        return self.pieces.mask(rollouts, batch, self.score)
+        return self.pieces.mask(rollouts, batch, super().score)
+
+    def score(self, batch: RolloutBatch, mask: Tensor | None = None) -> Any:
+        """What the policy says about the tokens in ``mask`` (B, T), by default the sampled ones."""
+        scored = super().score(batch, mask)
+        self._mismatch = logprob_mismatch(scored, batch)
+        return scored
 
     def minibatches(self, batch: RolloutBatch, advantages: Tensor | None = None) -> Iterator[Part]:
         """`Learner.parts` of this update.
 
+        Unless the policy has scored the batch already, it scores some of it now, because training has to see the policy
+        that sampled.
+
         ``advantages`` (B, T): where they alone have a gradient, that of rollouts whose advantages are 0, as those of a
         group that earned the same are, is 0 and is not computed. A loss of the user's own may have any gradient.
         """
+        if not self._mismatch:
+            self.score(batch.select(self._checked(len(batch)).to(self.device)))
         config = self.config
         others = config.entropy_coef, config.kl_loss_coef, getattr(config, "llds_coef", 0.0)
         idle = None
         if advantages is not None and not any(others) and "clipped_loss" not in self.pieces:
             idle = (advantages.where(batch.loss_mask, 0.0) == 0).all(dim=1)
         return self.parts(batch, self._seed("mini-batches"), idle)
+
+    def _checked(self, size: int) -> Tensor:
+        """Which of ``size`` rollouts are scored to be checked: as many for each process."""
+        processes = self.accelerator.num_processes
+        count = min(size, max(1, size // CHECKED // processes) * processes)
+        return torch.arange(count) * (size // count)
 
     # The end of an update
 
@@ -213,14 +232,15 @@ class Trainer(Learner):
         self,
         rollouts: Sequence[Rollout],
         batch: RolloutBatch,
-        old: TokenScores | TokenEvaluation,
         advantages: Tensor,
         metrics: Mapping[str, float] | None = None,
+        *,
+        values: Tensor | None = None,
     ) -> None:
         """Log the update, keep some of its episodes, look after the run's health, and save its state when it is time.
 
-        ``rollouts`` and ``batch`` are those that were trained on, with ``advantages`` (B, T), and ``old`` is what the
-        policy said about them before.
+        ``rollouts`` and ``batch`` are those that were trained on, with ``advantages`` (B, T), and ``values`` (B, T) are
+        what the policy expected before, if it has a value head. ``metrics`` are logged too.
 
         Raises:
             CollapseError: training has collapsed, and should stop then.
@@ -236,7 +256,7 @@ class Trainer(Learner):
             **({"rollout/zero_variance_groups": zero_variance_groups(batch)} if self.config.group_size > 1 else {}),
             **self.statistics(),
             "loss/skipped_steps": self.skipped_steps,
-            **logprob_mismatch(old, batch),
+            **self._mismatch,
             "loss/learning_rate": self.optimizer.param_groups[0]["lr"],
             **(metrics or {}),
             "time/rollout_seconds": self._rollout_seconds,
@@ -249,7 +269,7 @@ class Trainer(Learner):
         self.log.write(row, alarms)
         self.update += 1
         if self._transcripts is not None and self._transcripts.is_due(self.update):
-            self._transcripts.write(self.update, rollouts, batch, old, advantages, self.policy)
+            self._transcripts.write(self.update, rollouts, batch, advantages, values, self.policy)
         collapse = next((alarm for alarm in alarms if alarm.is_collapse), None)
         if collapse is not None:
             self._handle(collapse)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.config import TrainConfig
-from agents.policy import CausalLMPolicy, TokenEvaluation, TokenScores
+from agents.policy import CausalLMPolicy
 from agents.rollout import Rollout, RolloutBatch
 from agents.runlog import finished_lines, write_text
 from agents.transcripts import describe
@@ -58,17 +58,17 @@ class TrainingTranscripts:
         update: int,
         rollouts: Sequence[Rollout],
         batch: RolloutBatch,
-        old: TokenScores | TokenEvaluation,
         advantages: Tensor,
+        values: Tensor | None,
         policy: CausalLMPolicy,
     ) -> None:
         """Append the first of ``rollouts``, which are the rows of ``batch``.
 
-        ``old`` (B, T) is what the policy said before the update, ``advantages`` (B, T) what it was trained with, and
-        ``policy`` the one after the update.
+        ``advantages`` (B, T) are what the policy was trained with, ``values`` (B, T) what it expected before, if it
+        has a value head, and ``policy`` is the one after the update.
         """
         kept = rollouts[: self._config.save.transcripts]
-        numbers = [self._numbers(row, rollout, batch, old, advantages, policy) for row, rollout in enumerate(kept)]
+        numbers = [self._numbers(row, rollout, batch, advantages, values, policy) for row, rollout in enumerate(kept)]
         rows = describe(kept, self._codec, label=f"training, update {update}", numbers=numbers)
         lines = "".join(json.dumps({"update": update, **row}) + "\n" for row in rows)
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,8 @@ class TrainingTranscripts:
         row: int,
         rollout: Rollout,
         batch: RolloutBatch,
-        old: TokenScores | TokenEvaluation,
         advantages: Tensor,
+        values: Tensor | None,
         policy: CausalLMPolicy,
     ) -> Mapping[str, npt.NDArray[np.float32]]:
         """What is known about the sampled tokens of one episode, in order."""
@@ -96,6 +96,6 @@ class TrainingTranscripts:
             )
         ratios = (new.logprobs - batch.old_logprobs[rows, columns]).exp()
         known = {"advantages": advantages[rows, columns], "ratios": ratios}
-        if isinstance(old, TokenEvaluation):
-            known = {"values": old.values[rows, columns], **known}
+        if values is not None:
+            known = {"values": values[rows, columns], **known}
         return {name: x[sampled].float().cpu().numpy() for name, x in known.items()}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from small_models import llama, tokenizer
 
 from agents import dapo, dr_grpo, grpo, gspo, ppo, rloo
 from agents.config import ComputeConfig, OptimizerConfig
-from agents.learner import CPU_TOKENS
+from agents.learner import CPU_TOKENS, Learner
 from agents.models import load_model
 from agents.tasks import EnvConfig, make_envs
 from agents.trainer import Trainer
@@ -137,6 +138,54 @@ def test_a_cpu_takes_parts_of_so_many_tokens_unless_told_otherwise(model: str, t
         assert max(len(part) * 100 for part in run._cut(lengths)) <= CPU_TOKENS
     with Trainer(config(ppo.PPOConfig, tmp_path, model, micro_batch_size=8), title="test", make_envs=say_who) as run:
         assert [len(part) for part in run._cut(lengths)] == [8] * 8
+
+
+@pytest.mark.parametrize("is_off", [False, True])
+def test_some_rollouts_are_scored_to_see_that_training_and_sampling_agree(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_off: bool
+) -> None:
+    scored: list[int] = []
+    score = Learner.score
+    monkeypatch.setattr(
+        Learner, "score", lambda self, batch, *mask: scored.append(len(batch)) or score(self, batch, *mask)
+    )
+    options = replace(config(grpo.GRPOConfig, tmp_path, model), kl_coef=0.0)
+    with Trainer(options, title="test", make_envs=say_who) as run:
+        next(run.updates())
+        rollouts = run.collect()
+        batch = run.collate(rollouts)
+        if is_off:
+            batch = replace(batch, old_logprobs=batch.old_logprobs + 0.5)
+        next(run.minibatches(batch))
+        assert scored == [2]  # of 16
+        run.record(rollouts, batch, torch.zeros_like(batch.old_logprobs))
+        assert run.log.rows[-1]["loss/logprob_mismatch"] == pytest.approx(0.5 * is_off, abs=1e-5)
+
+
+def test_rollouts_that_have_all_been_scored_are_not_scored_again(model: str, tmp_path: Path) -> None:
+    with Trainer(config(ppo.PPOConfig, tmp_path, model), title="test", make_envs=say_who, with_values=True) as run:
+        next(run.updates())
+        rollouts = run.collect()
+        batch = run.collate(rollouts)
+        batch.old_logprobs[-1] += 0.5  # of the one that a sample would leave out
+        run.score(batch)
+        next(run.minibatches(batch))
+        run.record(rollouts, batch, torch.zeros_like(batch.old_logprobs))
+        assert run.log.rows[-1]["loss/logprob_mismatch_max"] == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 16])
+def test_every_process_checks_as_many_rollouts(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int
+) -> None:
+    with Trainer(config(grpo.GRPOConfig, tmp_path, model), title="test", make_envs=say_who) as run:
+        monkeypatch.setattr(run, "accelerator", SimpleNamespace(num_processes=num_processes))
+        for size in range(num_processes, 100, num_processes):
+            rows = run._checked(size).tolist()
+            assert len(rows) % num_processes == 0
+            assert max(1, size // 16) <= len(rows) <= max(num_processes, size // 8)
+            assert sorted(set(rows)) == rows
+            assert rows[-1] < size
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])

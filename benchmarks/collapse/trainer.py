@@ -11,7 +11,7 @@ import torch
 
 from agents.behaviour import behaviour_metrics, valid_structure
 from agents.metrics import rollout_metrics, zero_variance_groups
-from agents.policy import CausalLMPolicy, TokenEvaluation, TokenScores
+from agents.policy import CausalLMPolicy
 from agents.rollout import Rollout, RolloutBatch
 from agents.trainer import Trainer
 
@@ -68,11 +68,12 @@ def make_trainer(looks: Sequence[int], look: Look, *, train_on_documents: bool =
             self,
             rollouts: Sequence[Rollout],
             batch: RolloutBatch,
-            old: TokenScores | TokenEvaluation,
             advantages: torch.Tensor,
             metrics: Mapping[str, float] | None = None,
+            *,
+            values: torch.Tensor | None = None,
         ) -> None:
-            super().record(rollouts, batch, old, advantages, {**self.behaviour(), **(metrics or {})})
+            super().record(rollouts, batch, advantages, {**self.behaviour(), **(metrics or {})}, values=values)
 
         def skip(self) -> None:
             self.log.write({"update": self.update + 1, **self.behaviour()})
