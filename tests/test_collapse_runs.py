@@ -33,7 +33,7 @@ from agents.trainer import Trainer
 from benchmarks.collapse import __main__ as command
 from benchmarks.collapse import warm_up
 from benchmarks.collapse.__main__ import CollapseConfig, alone_in, at_most_every, choose
-from benchmarks.collapse.earlier import take_over
+from benchmarks.collapse.earlier import finished_in, take_over
 from benchmarks.collapse.estimate import Estimate, clock, expected_seconds
 from benchmarks.collapse.factors import FORMAT_WARMED
 from benchmarks.collapse.folder import read_study, write_study
@@ -401,6 +401,15 @@ def test_a_list_names_every_cell(tmp_path: Path) -> None:
     assert all(f" {cell.name} " in out.getvalue() for cell in study.cells)
     assert f"{len(study.cells)} cells, {len(study.runs())} runs, 0 finished" in out.getvalue()
     assert not (tmp_path / "none").exists()
+
+
+def test_a_list_counts_what_an_earlier_study_has(finished: tuple[Study, Path], tmp_path: Path) -> None:
+    study, folder = finished
+    write_tables(study, folder)
+    out = io.StringIO()
+    console = Console(file=out, width=300)
+    console.print(command.table_of(study, tmp_path, 1, [run.name for run in finished_in(folder, study)]))
+    assert "1 cells, 1 runs, 1 finished; about 0:00:00 left" in out.getvalue()
 
 
 def test_commands_can_be_printed_for_an_array_of_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.collapse import afterwards, warm_up
-from benchmarks.collapse.earlier import take_over
+from benchmarks.collapse.earlier import finished_in, take_over
 from benchmarks.collapse.estimate import Estimate, clock, total
 from benchmarks.collapse.factors import FORMAT_WARMED
 from benchmarks.collapse.folder import write_study
@@ -112,7 +112,8 @@ def run(config: CollapseConfig, console: Console | None = None) -> Outcome:
     folder = config.run_dir or Path("runs") / f"collapse-{whole.name}"
     launcher = Launcher(config.launcher)
     if config.list:
-        console.print(table_of(study, folder, config.jobs))
+        known = finished_in(config.known, study) if config.known is not None else []
+        console.print(table_of(study, folder, config.jobs, [run.name for run in known]))
         return Outcome()
     with alone_in(folder):
         if config.known is not None:
@@ -178,11 +179,11 @@ def prepare(study: Study, folder: Path, console: Console) -> None:
             console.print(f"warmed a base model up with {shown} episodes of the right form and a wrong answer")
 
 
-def table_of(study: Study, folder: Path, jobs: int) -> Table:
-    """Every cell, how far it is, and how long it takes."""
+def table_of(study: Study, folder: Path, jobs: int, known: Collection[str]) -> Table:
+    """Every cell, how far it is in ``folder`` with the runs that are ``known``, and how long it takes."""
     estimate = Estimate(study, folder)
     runs = study.runs()
-    left = [run for run in runs if status_of(run, folder) != "finished"]
+    left = [run for run in runs if status_of(run, folder) != "finished" and run.name not in known]
     table = Table(
         title=f"{study.title} ({study.name})",
         caption=f"{len(study.cells)} cells, {len(runs)} runs, {len(runs) - len(left)} finished; about "
@@ -194,7 +195,7 @@ def table_of(study: Study, folder: Path, jobs: int) -> Table:
         table.add_column(name, justify="right")
     for cell in study.cells:
         own = [run for run in runs if run.cell == cell]
-        finished = sum(status_of(run, folder) == "finished" for run in own)
+        finished = len(own) - sum(run.cell == cell for run in left)
         seconds = estimate.seconds(cell)
         table.add_row(
             cell.groups[0], cell.name, cell.label, str(len(own)), str(finished), clock(seconds),

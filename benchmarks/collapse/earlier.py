@@ -14,11 +14,8 @@ from benchmarks.collapse.study import Run, Study, config_of
 from benchmarks.collapse.table import identity, read_runs, read_table, status_of
 
 
-def take_over(earlier: Path, study: Study, folder: Path) -> list[Run]:
-    """Unpack into ``folder`` what the tables in ``earlier`` hold of the runs of ``study``, and return these runs.
-
-    Taken are finished runs of the same cell, seed, options, budget and evaluation that ``folder`` does not have. Of
-    held-out scores only the means are in the tables, and transcripts not at all.
+def finished_in(earlier: Path, study: Study) -> list[Run]:
+    """The finished runs of ``study`` in the tables in ``earlier``: cell, seed, options, size and evaluation are equal.
 
     Raises:
         OptionError: ``earlier`` holds no study, or not its tables.
@@ -27,18 +24,30 @@ def take_over(earlier: Path, study: Study, folder: Path) -> list[Run]:
     if (before.size, before.evaluation) != (study.size, study.evaluation):
         return []
     options = {cell.name: dict(cell.options) for cell in before.cells}
-    finished = {(row["cell"], row["seed"]): row for row in read_runs(earlier) if row["status"] == "finished"}
+    finished = {(row["cell"], row["seed"]) for row in read_runs(earlier) if row["status"] == "finished"}
+    return [
+        run
+        for run in study.runs()
+        if (run.cell.name, run.seed) in finished and options[run.cell.name] == dict(run.cell.options)
+    ]
+
+
+def take_over(earlier: Path, study: Study, folder: Path) -> list[Run]:
+    """Unpack into ``folder`` the runs `finished_in` ``earlier`` that it does not have, and return them.
+
+    Of held-out scores only the means are in the tables, and transcripts not at all.
+
+    Raises:
+        OptionError: ``earlier`` holds no study, or not its tables.
+    """
+    taken = [run for run in finished_in(earlier, study) if status_of(run, folder) != "finished"]
+    finished = {(row["cell"], row["seed"]): row for row in read_runs(earlier)} if taken else {}
     updates: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in read_table(earlier):
+    for row in read_table(earlier) if taken else ():
         updates[row["cell"], row["seed"]].append(row)
-    taken = []
-    for run in study.runs():
+    for run in taken:
         key = (run.cell.name, run.seed)
-        if key not in finished or options[run.cell.name] != dict(run.cell.options):
-            continue
-        if status_of(run, folder) != "finished":
-            _unpack(run, folder, finished[key], updates[key])
-            taken.append(run)
+        _unpack(run, folder, finished[key], updates[key])
     return taken
 
 
