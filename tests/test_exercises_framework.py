@@ -207,7 +207,10 @@ def test_a_student_starts_checks_and_is_sent_to_train(capsys, tmp_path, monkeypa
     status, shown = run(capsys, "check")
     assert status == 0
     assert "10 of 10 points" in shown
-    assert "python -m agents.ppo --use my_gae.py:gae" in shown
+    assert f"in a clone of the repository: python -m agents.ppo --use {Path('my_gae.py').resolve()}:gae;" in shown
+    monkeypatch.chdir(tmp_path)
+    Path("agents").mkdir()
+    assert "with it: python -m agents.ppo --use gae/my_gae.py:gae;" in run(capsys, "check", "gae")[1]
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,9 @@ def run_check(args: argparse.Namespace) -> None:
     print(f"{points:g} of {full_points(exercise):g} points for {path}")
     if any(outcome.message for outcome in outcomes):
         raise SystemExit(1)
-    spec = f"--use {path}:{exercise.slot}"
-    print(f"Now train with it: python -m {exercise.trainer} {spec}; page.md says what to look at.")
+    where, file = ("", path) if Path("agents").is_dir() else (", in a clone of the repository", path.resolve())
+    command = f"python -m {exercise.trainer} --use {file}:{exercise.slot}"
+    print(f"Now train with it{where}: {command}; page.md says what to look at.")
 
 
 def find_file(name: str | None, file: Path | None) -> tuple[Exercise, Path]:

@@ -57,11 +57,6 @@ class Exercise:
         """The checks of ``checks.py``, in the order in which they should be understood."""
         return importlib.import_module(f"{__package__}.material.{self.folder.name}.checks").CHECKS
 
-    @property
-    def use(self) -> str:
-        """The option that puts the student's function into a trainer or the demo."""
-        return f"--use {self.file_name}:{self.slot}"
-
 
 EXERCISES = (
     Exercise(

@@ -274,7 +274,8 @@ CHECKS = (
     Check(
         "loss mask",
         2,
-        "Whatever is True here gets a gradient. Retrieved text in it teaches the policy to write documents.",
+        "Whatever is True here gets a gradient. With retrieved text in it the policy learns to write documents, with "
+        "the prompt to write questions.",
         _check_mask("loss_mask", "action", LOSS_MASKS),
     ),
     Check(
