@@ -155,7 +155,7 @@ class Player:
         log = Path(f"background-{len(self.processes)}.log")
         with log.open("wb") as file:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {text}"],
+                ["bash", "-c", f"exec env {text}"],
                 env=self.environment(),
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 from adapter_episodes import CODEC, ENV_ID, OPTIONS, expect, make_env
+from doc_pages import check
 
 pytest.importorskip("openenv", reason="needs OpenEnv: make test-adapters")
 
@@ -161,3 +162,7 @@ def test_sessions_of_an_application_share_questions_and_retriever():
     assert SharedTask.of(ENV_ID, {**OPTIONS, "top_k": 1}) is not shared
     with pytest.raises(OptionError, match="the id of a search environment"):
         SharedTask.of("CartPole-v1")
+
+
+def test_the_code_of_the_page_runs(tmp_path):
+    check(ROOT / "docs" / "adapters" / "openenv.md", tmp_path, slow=False)

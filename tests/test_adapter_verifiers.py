@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
+from urllib.parse import urlsplit
 
+import gymnasium as gym
 import pytest
 from adapter_episodes import ENV_ID, OPTIONS, make_env
+from doc_pages import blocks, player
 from scripted_server import Reply, ScriptedServer
 
 pytest.importorskip("verifiers", reason="needs verifiers: make test-adapters")
@@ -19,6 +23,7 @@ from verifiers.v1.utils.loaders import load_environment, resolve_env_config
 from search_gym import tinywiki
 from search_gym.wrappers import TextTurns
 
+ROOT = Path(__file__).parents[1]
 MODULE = """
 from search_gym.adapters.verifiers import SearchQAEnv, SearchTaskset
 
@@ -97,3 +102,23 @@ def test_episodes_are_those_of_the_environment_and_run_side_by_side(environment)
         said = [node.message.content for node in trace.nodes if node.message.role == "user"]
         assert [str(text) for text in said[1:]] == expected
         assert json.loads(episode.model_dump_json())["traces"]
+
+
+def test_the_command_of_the_page_plays(tmp_path):
+    page = ROOT / "docs" / "adapters" / "verifiers.md"
+    questions = gym.make("search_gym/TinyWiki-v0").unwrapped.task.questions
+
+    def respond(request, number):
+        said = [str(message["content"]) for message in request.body["messages"] if message["role"] != "system"]
+        question = next(question for question in questions if tinywiki.prompt(question.text) in said[0])
+        return reply(turns_of(question)[len(said) // 2])
+
+    with ScriptedServer(respond) as server, player(tmp_path, page.name) as playing:
+        playing.port = str(urlsplit(server.url).port)
+        for block in blocks(page.read_text(encoding="utf-8")):
+            playing.play(block)
+    (file,) = tmp_path.glob("outputs/*/traces.jsonl")
+    episodes = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    traces = [trace for episode in episodes for trace in episode["traces"]]
+    assert [trace["rewards"]["reward"]["score"] for trace in traces] == [1.0, 1.0]
+    assert [trace["metrics"]["num_searches"] for trace in traces] == [1.0, 1.0]
