@@ -20,6 +20,8 @@ TILE = 32
 """Tokens that go through all blocks together; what they need stays in a core's own memory."""
 ROWS = 16
 """Turns that take their steps together, the next one in place of each that has ended: few enough for its caches."""
+MULTIPLICATIONS = 2**18
+"""OpenBLAS, which scipy brings, multiplies matrices in one thread up to so many multiplications of numbers."""
 _EPS = np.float32(1e-6)
 
 
@@ -69,27 +71,19 @@ def _exp(x: Any) -> Any:
 
 @jit
 def _linear(x: Any, weight: Any, y: Any, count: Any) -> None:
-    """y = x @ weight for the first ``count`` rows, four rows and four inputs at a time; inputs are a multiple of 4."""
+    """y = x @ weight for the first ``count`` rows; there is a multiple of 4 inputs.
+
+    BLAS computes them, so few at a time that it begins no threads of its own. A row by itself it would add up in
+    another order; that is done here, so that no result depends on how many others are computed with it.
+    """
     inputs, outputs = weight.shape
+    most = max(2, MULTIPLICATIONS // weight.size)
     row = 0
-    while row + 4 <= count:
-        y0, y1, y2, y3 = y[row], y[row + 1], y[row + 2], y[row + 3]
-        for j in range(outputs):
-            y0[j] = y1[j] = y2[j] = y3[j] = np.float32(0)
-        for k in range(0, inputs, 4):
-            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-            a0, a1, a2, a3 = x[row, k], x[row, k + 1], x[row, k + 2], x[row, k + 3]
-            b0, b1, b2, b3 = x[row + 1, k], x[row + 1, k + 1], x[row + 1, k + 2], x[row + 1, k + 3]
-            c0, c1, c2, c3 = x[row + 2, k], x[row + 2, k + 1], x[row + 2, k + 2], x[row + 2, k + 3]
-            d0, d1, d2, d3 = x[row + 3, k], x[row + 3, k + 1], x[row + 3, k + 2], x[row + 3, k + 3]
-            for j in range(outputs):
-                v0, v1, v2, v3 = w0[j], w1[j], w2[j], w3[j]
-                y0[j] = _fma(a3, v3, _fma(a2, v2, _fma(a1, v1, _fma(a0, v0, y0[j]))))
-                y1[j] = _fma(b3, v3, _fma(b2, v2, _fma(b1, v1, _fma(b0, v0, y1[j]))))
-                y2[j] = _fma(c3, v3, _fma(c2, v2, _fma(c1, v1, _fma(c0, v0, y2[j]))))
-                y3[j] = _fma(d3, v3, _fma(d2, v2, _fma(d1, v1, _fma(d0, v0, y3[j]))))
-        row += 4
-    while row < count:
+    while row + 1 < count:
+        stop = min(row + most, count)
+        np.dot(x[row:stop], weight, y[row:stop])
+        row = stop
+    if row < count:
         y0 = y[row]
         for j in range(outputs):
             y0[j] = np.float32(0)
@@ -98,7 +92,6 @@ def _linear(x: Any, weight: Any, y: Any, count: Any) -> None:
             a0, a1, a2, a3 = x[row, k], x[row, k + 1], x[row, k + 2], x[row, k + 3]
             for j in range(outputs):
                 y0[j] = _fma(a3, w3[j], _fma(a2, w2[j], _fma(a1, w1[j], _fma(a0, w0[j], y0[j]))))
-        row += 1
 
 
 @jit
