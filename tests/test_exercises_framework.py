@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from search_gym import cli
+from search_gym.cli.exercise import fill
 from search_gym.errors import UnknownNameError
 from search_gym.exercises import grading
 from search_gym.exercises.catalogue import EXERCISES, load
@@ -207,10 +209,38 @@ def test_a_student_starts_checks_and_is_sent_to_train(capsys, tmp_path, monkeypa
     status, shown = run(capsys, "check")
     assert status == 0
     assert "10 of 10 points" in shown
-    assert f"in a clone of the repository: python -m agents.ppo --use {Path('my_gae.py').resolve()}:gae;" in shown
+    assert "in a clone of the repository" in shown
+    assert f"python -m agents.demo --use {Path('my_gae.py').resolve()}:gae --run-dir runs/my-gae" in shown
     monkeypatch.chdir(tmp_path)
     Path("agents").mkdir()
-    assert "with it: python -m agents.ppo --use gae/my_gae.py:gae;" in run(capsys, "check", "gae")[1]
+    assert "python -m agents.demo --use gae/my_gae.py:gae --run-dir runs/my-gae" in run(capsys, "check", "gae")[1]
+    assert "do: check the path" in run(capsys, "check", "gae", "no_such.py")[1]
+
+
+def test_the_commands_of_the_pages_are_those_that_a_check_ends_with(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for exercise in EXERCISES:
+        solved = Path(__file__).parent / "exercises" / "solutions" / f"{exercise.folder.name}.py"
+        command = next(line for line in exercise.page.splitlines() if line.startswith("python -m agents."))
+        _, shown = run(capsys, "check", exercise.folder.name, str(solved))
+        assert command.split("#")[0].split("--use")[0].strip() in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a b c",
+        "expected 'two  words', got \"it's one\" here",
+        "f(x='<search>\\n a b c d</search>'): " + "word " * 30,
+        "don't break what isn't quoted, it's text " * 5,
+    ],
+)
+def test_lines_end_between_words_and_never_inside_of_quotes(text):
+    lines = fill(text, 40)
+    assert " ".join(lines).split() == text.split()
+    assert all(len(line) <= 40 or " " not in re.sub(r"'[^']*'|\"[^\"]*\"", "", line) for line in lines)
+    for quoted in re.findall(r"(?<!\w)'[^']*'(?!\w)", text):
+        assert any(quoted in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +356,15 @@ def test_a_student_is_graded_once(tmp_path):
     (deep / "my_gae.py").write_text(GOOD)
     (found,) = grading.find_submissions([tmp_path / "c"])
     assert found == grading.Submission("ada", {"gae": deep / "my_gae.py"})
+
+
+def test_the_folders_that_exercises_were_started_in_are_one_submission(tmp_path):
+    for name in ("gae", "reward-hacking"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / load(name).file_name).touch()
+    (found,) = grading.find_submissions([tmp_path])
+    assert found.student == tmp_path.name
+    assert set(found.files) == {"gae", "reward-hacking"}
 
 
 def test_a_grader_that_was_changed_is_restored_and_the_submission_gets_nothing(tmp_path, monkeypatch):

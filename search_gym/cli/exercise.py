@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import re
 import textwrap
 from pathlib import Path
 
@@ -89,8 +90,10 @@ def run_check(args: argparse.Namespace) -> None:
     if any(outcome.message for outcome in outcomes):
         raise SystemExit(1)
     where, file = ("", path) if Path("agents").is_dir() else (", in a clone of the repository", path.resolve())
-    command = f"python -m {exercise.trainer} --use {file}:{exercise.slot}"
-    print(f"Now train with it{where}: {command}; page.md says what to look at.")
+    shown = f"{exercise.name}/{exercise.file_name}"
+    pattern = rf"^python -m .*{re.escape(shown)}:{exercise.slot}.*?(?= *#|$)"
+    command = re.findall(pattern, exercise.page, re.MULTILINE)[0]
+    print(f"Now train with it{where}; page.md says what to look at:\n    {command.replace(shown, str(file))}")
 
 
 def find_file(name: str | None, file: Path | None) -> tuple[Exercise, Path]:
@@ -113,7 +116,8 @@ def find_file(name: str | None, file: Path | None) -> tuple[Exercise, Path]:
         if place.is_file():
             return exercise, place
     where = " or ".join(map(str, places))
-    raise OptionError(f"expected your file {where}, got none; do: search-gym exercise start {exercise.name}")
+    remedy = "check the path" if file else f"search-gym exercise start {exercise.name}"
+    raise OptionError(f"expected your file {where}, got none; do: {remedy}")
 
 
 def describe(outcome: Outcome) -> str:
@@ -123,8 +127,19 @@ def describe(outcome: Outcome) -> str:
         return f"ok    {check.name} ({check.points:g})"
     lines = [f"FAIL  {check.name} (0 of {check.points:g})"]
     for text in (outcome.message, f"Why it matters: {check.why}"):
-        lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6, break_long_words=False)
+        lines += [" " * 6 + line for line in fill(text, 94)]
     return "\n".join(lines)
+
+
+def fill(text: str, width: int) -> list[str]:
+    """Lines of about ``width``; no line ends inside of quotes, so that inputs can be copied."""
+    lines = [""]
+    for word in re.findall(r"""(?:'[^'\n]*'(?!\w)|"[^"\n]*"|\S)+""", text):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 def run_grade(args: argparse.Namespace) -> None:
@@ -150,4 +165,5 @@ def run_grade(args: argparse.Namespace) -> None:
         points = sum(one.points(exercise) for exercise in exercises)
         print(f"{one.student}: {points:g} of {full:g} points, {one.seconds:.1f} s")
     write_csv(args.output / "grades.csv", grades, exercises)
-    print(f"{args.output / 'grades.csv'} and a results.json for each submission are written")
+    where = args.output if len(submissions) == 1 else args.output / "STUDENT"
+    print(f"wrote {args.output / 'grades.csv'} and {where / 'results.json'}")

@@ -172,7 +172,7 @@ def load(name: str) -> Exercise:
         UnknownNameError: there is none; the message suggests the closest names.
     """
     for exercise in EXERCISES:
-        if name in (exercise.name, str(exercise.number)):
+        if name.replace("_", "-") in (exercise.name, str(exercise.number)):
             return exercise
     known = [exercise.name for exercise in EXERCISES]
     close = difflib.get_close_matches(name, known, n=2)

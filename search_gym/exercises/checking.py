@@ -90,6 +90,8 @@ def value_of(name: str, result: CallResult) -> Any:
         raise StudentError(f"{name} is not written yet")
     if error.startswith("AttributeError: module 'submission' has no attribute"):
         raise StudentError(f"expected a function {name} in your file, got none; do: keep the names of the starter file")
+    if error.startswith("the file could not be imported"):  # the same for all functions
+        raise StudentError(error)
     raise StudentError(f"{name} failed: {error}")
 
 

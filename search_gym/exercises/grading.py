@@ -51,8 +51,8 @@ class Grade:
 def find_submissions(folders: Sequence[Path]) -> list[Submission]:
     """The submissions in ``folders``, by student.
 
-    A folder is one submission if it holds an exercise's file, such as ``my_gae.py``; else each of its subfolders is
-    one, with the file at any depth, and the student is the subfolder's name.
+    A folder is one submission if it holds an exercise's file, such as ``my_gae.py``, or a folder of the exercise's name
+    with it; else each of its subfolders is one, with the file at any depth, and the student is the subfolder's name.
 
     Raises:
         SubmissionError: a folder is missing, holds no exercise's file, or two submissions have the same student.
@@ -61,7 +61,7 @@ def find_submissions(folders: Sequence[Path]) -> list[Submission]:
     for folder in folders:
         if not folder.is_dir():
             raise SubmissionError(f"expected a folder of submissions, got {folder}; do: check the path")
-        own = _files(folder, depth="")
+        own = {**_files(folder, *(f"{exercise.name}/" for exercise in EXERCISES)), **_files(folder, "")}
         submissions = (
             [Submission(folder.resolve().name, own)]
             if own
@@ -82,10 +82,11 @@ def find_submissions(folders: Sequence[Path]) -> list[Submission]:
     return list(found.values())
 
 
-def _files(folder: Path, depth: str = "**/") -> dict[str, Path]:
+def _files(folder: Path, *depths: str) -> dict[str, Path]:
     found = {}
     for exercise in EXERCISES:
-        files = sorted(path for path in folder.glob(depth + exercise.file_name) if path.is_file())
+        paths = (path for depth in depths or ("**/",) for path in folder.glob(depth + exercise.file_name))
+        files = sorted(path for path in paths if path.is_file())
         if files:
             found[exercise.name] = files[0]
     return found

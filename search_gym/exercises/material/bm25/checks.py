@@ -17,7 +17,8 @@ Documents = list[list[str]]
 Scores = npt.NDArray[np.float64]
 Idf = Callable[[int, int], float]
 
-WORDS = ("mara", "velden", "port", "sol", "is", "the", "of", "born", "film", "mayor")
+WORDS = ("mara", "a", "velden", "port", "sol", "solar", "is", "the", "of", "born", "film")
+"""Some of them are inside of others."""
 NAMES = ("query", "documents", "k1", "b")
 
 
@@ -41,6 +42,27 @@ def _counts_occurrences(word: str, documents: Documents) -> float:
     return math.log(1 + odds) if odds > -1 else math.nan
 
 
+def _counts_inside(word: str, documents: Documents) -> float:
+    return lucene(sum(word in " ".join(document) for document in documents), len(documents))
+
+
+def _inside(query: list[str], documents: Documents, k1: float, b: float) -> Scores:
+    return score(query, documents, k1, b, frequency=lambda document, word: " ".join(document).count(word))
+
+
+def _wholly_inside(query: list[str], documents: Documents, k1: float, b: float) -> Scores:
+    frequency = lambda document, word: " ".join(document).count(word)  # noqa: E731
+    return score(query, documents, k1, b, frequency=frequency, weight=_counts_inside)
+
+
+def _last_word(query: list[str], documents: Documents, k1: float, b: float) -> Scores:
+    scores = np.zeros(len(documents))
+    for word in query:
+        one = score([word], documents, k1, b)
+        scores = np.where(one != 0, one, scores)
+    return scores
+
+
 IDFS: dict[str, Callable[[str, Documents], float]] = {
     "the 1 in the logarithm is missing. A word in more than half of the documents then counts against them.": partial(
         idf, formula=lambda n, total: math.log((total - n + 0.5) / (n + 0.5))
@@ -56,6 +78,9 @@ IDFS: dict[str, Callable[[str, Documents], float]] = {
     ),
     "occurrences were counted. n is a number of documents, however often each holds the word.": _counts_occurrences,
     "words were counted. N and n are numbers of documents.": _counts_words,
+    "letters inside of other words were found: 'a' is in 'mara', which is another word. Look in the list.": (
+        _counts_inside
+    ),
 }
 
 
@@ -69,6 +94,7 @@ def score(
     length: Callable[[list[str]], float] = len,
     mean: Callable[[Sequence[float]], float] = lambda lengths: sum(lengths) / len(lengths),
     words: Callable[[list[str]], Any] = list,
+    frequency: Callable[[list[str], str], int] = list.count,
     part: Callable[[float, float], float] = lambda f, norm: f / (f + norm),
     norm: Callable[[float, float, float], float] = lambda k1, b, ratio: k1 * (1 - b + b * ratio),
 ) -> Scores:
@@ -77,7 +103,7 @@ def score(
     scores = np.zeros(len(documents))
     for i, document in enumerate(documents):
         for word in words(query):
-            f = document.count(word)
+            f = frequency(document, word)
             if f:
                 scores[i] += weight(word, documents) * part(f, norm(k1, b, length(document) / average))
     return scores
@@ -122,6 +148,11 @@ SCORES: dict[str, Callable[..., Scores]] = {
     "the mean length leaves out empty documents.": partial(
         score, mean=lambda lengths: sum(lengths) / sum(1 for n in lengths if n)
     ),
+    "letters inside of other words were counted: 'a' is in 'mara', which is another word. Count in the list.": _inside,
+    "letters inside of other words were found: 'a' is in 'mara', which is another word. Look in the list.": (
+        _wholly_inside
+    ),
+    "each word's part took the place of the one before. They add up.": _last_word,
     "f was divided by the document's length. The bracket does that already.": _relative_frequency,
     "each word's score is that of another idf; mend idf first.": partial(
         score, weight=lambda word, documents: lucene(sum(d.count(word) for d in documents), sum(map(len, documents)))
@@ -152,7 +183,21 @@ def _idf(call: Caller, rng: np.random.Generator) -> str | None:
 
 
 def _compare(call: Caller, cases: Sequence[Case]) -> str | None:
-    return compare(call, "bm25_scores", cases, score, arguments=NAMES, suspects=SCORES)
+    """As `compare`; a formula that is right but for the student's own idf is called that."""
+    pairs = [(word, documents) for query, documents, *_ in cases for word in query]
+    own = {
+        _key(*pair): result.value if isinstance(result.value, (int, float)) else math.nan
+        for pair, result in zip(pairs, call.results("idf", pairs), strict=True)
+    }
+    with_own = partial(score, weight=lambda word, documents: own[_key(word, documents)])
+    suspects = {**SCORES, "the formula is right, but not the idf in it. Mend idf first.": with_own}
+    problem = compare(call, "bm25_scores", cases, score, arguments=NAMES, suspects=suspects)
+    nothing = "Where k1 is 0 and a document does not hold the word, the fraction is 0 / 0: leave it out."
+    return f"{problem} {nothing}" if problem and "got nan" in problem else problem
+
+
+def _key(word: str, documents: Documents) -> str:
+    return repr((word, documents))
 
 
 def _formula(call: Caller, rng: np.random.Generator) -> str | None:
@@ -176,8 +221,8 @@ def _order(call: Caller, rng: np.random.Generator) -> str | None:
             return f"bm25_scores({show(query)}, {show(documents)}) gives 0 for every document"
         if problem := unlike(np.asarray(other), np.asarray(one)[order]):
             return (
-                f"with the same {len(documents)} documents and the same query in another order: {problem}. Does a "
-                "score depend on the documents that were scored before, or on the last call?"
+                f"with the same {len(documents)} documents in another order, and the words of the query backwards: "
+                f"{problem}. Does a score depend on the documents or the words before it, or on the last call?"
             )
     return None
 

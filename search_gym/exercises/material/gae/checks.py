@@ -35,6 +35,11 @@ def _every_column(rewards: Array, values: Array, loss_mask: npt.NDArray[np.bool_
     return advantages * loss_mask, returns * loss_mask
 
 
+def _whole_rows(rewards: Array, values: Array, loss_mask: npt.NDArray[np.bool_], gamma: float, lam: float) -> Pair:
+    advantages, returns = reference(rewards, values, np.ones_like(loss_mask), gamma, lam)
+    return advantages * loss_mask, returns * loss_mask
+
+
 def _zeros_between(rewards: Array, values: Array, loss_mask: npt.NDArray[np.bool_], gamma: float, lam: float) -> Pair:
     return _every_column(np.where(loss_mask, rewards, 0), np.where(loss_mask, values, 0), loss_mask, gamma, lam)
 
@@ -108,6 +113,8 @@ SUSPECTS: dict[str, Callable[..., Pair]] = {
     "the recursion also stops at tokens of the environment, with their values and rewards. Jump over them.": (
         _every_column
     ),
+    "the recursion runs through all columns, the environment's and the padding with their values and rewards. Jump "
+    "over what was not sampled.": _whole_rows,
     "tokens of the environment count as steps with value 0. Jump over them: they take no time.": _zeros_between,
 }
 
@@ -171,8 +178,8 @@ def _what_the_environment_wrote(call: Caller, rng: np.random.Generator) -> str |
         )
         problem = _agree(call, zeros, filled, lambda x: x, f"with {label} in place of 0 outside of it")
         if problem:
-            hint = "A product with the mask keeps NaN, because NaN * 0 is NaN: use np.where(loss_mask, x, 0.0)."
-            return f"{problem}. What lies outside the mask must not matter. {hint}"
+            hint = " A product with the mask keeps NaN, because NaN * 0 is NaN: use np.where(loss_mask, x, 0.0)."
+            return f"{problem}. What lies outside the mask must not matter.{hint if 'got nan' in problem else ''}"
     return None
 
 
@@ -187,7 +194,10 @@ def _padding_and_rows(call: Caller, rng: np.random.Generator) -> str | None:
         return f"{problem}. Where does your recursion begin in a row? At its last sampled token, with zeros."
     problem = _agree(call, alone, cases, lambda x: x[1:], "with another row above")
     if problem:
-        return f"{problem}. Does a row begin with what another row left in a variable? Set them to 0 for each row."
+        return (
+            f"{problem}. Does a row begin with what another row left in a variable? Set them to 0 for each row. Or was "
+            "something computed over the batch, a mean for example?"
+        )
     return None
 
 
@@ -203,7 +213,7 @@ CHECKS = (
         "many turns",
         3,
         "The answer's reward is the only one there is. It has to reach the search that made the answer possible, and "
-        "no later than if the documents were shorter.",
+        "as much of it, however long the documents are.",
         _many_turns,
     ),
     Check(

@@ -22,6 +22,8 @@ PIECES = (
     "Anna",
     "U.S.",
     "a-b",
+    "a_b",
+    "Zoë–Kim",
     "port",
     "Sol",
     "o'neil",
@@ -53,13 +55,12 @@ def _disguise(rng: np.random.Generator, name: str) -> str:
 def _episode(rng: np.random.Generator, right: str, said: str | None) -> tuple[list[Turn], str]:
     """Turns and text of an episode whose documents hold the right answer, one of them in tags."""
     document = str(rng.choice(["It is {}.", "<answer> {} </answer>", "{}"])).format(right)
+    nothing = [("invalid", "", "I do not know.", ""), ("search", right, f"<search>{right}</search>", "")]
     searches: list[Turn] = [
         ("search", "q", "<search> q </search>", f"<information>{document}</information>")
         for _ in range(int(rng.integers(0, 4)))
     ]
-    last: Turn = (
-        ("invalid", "", "I do not know.", "") if said is None else ("answer", said, f"<answer>{said}</answer>", "")
-    )
+    last = ("answer", said, f"<answer>{said}</answer>", "") if said is not None else nothing[int(rng.integers(0, 2))]
     turns = [*searches, last]
     return turns, "".join(turn[2] + turn[3] for turn in turns)
 
@@ -79,7 +80,7 @@ def _compare_rewards(call: Caller, cases: Sequence[tuple[str | None, list[str], 
 def _right_and_wrong(call: Caller, rng: np.random.Generator) -> str | None:
     cases = [_case(rng, lambda right: _disguise(rng, right)) for _ in range(60)]
     cases += [_case(rng, lambda _: str(rng.choice(NAMES))) for _ in range(60)]
-    return _compare_rewards(call, [(answer, answers, [], "") for answer, answers, _, _ in cases])
+    return _compare_rewards(call, [(said, right, turns[-1:], turns[-1][2]) for said, right, turns, _ in cases])
 
 
 def _attacks(call: Caller, rng: np.random.Generator) -> str | None:
@@ -148,7 +149,8 @@ def _exploits_containment(call: Caller, rng: np.random.Generator) -> str | None:
     for question, case, text in zip(wiki, cases, _text(call, "exploit_containment", cases), strict=True):
         event, answer = tags.parse_turn(text)
         if event != "answer":
-            return f"exploit_containment returned {show(text)}, which is no answer but {event!r}. Close the tag."
+            advice = "Close the tag." if "<answer>" in text else "Write <answer>, and </answer> after it."
+            return f"exploit_containment returned {show(text)}, which is no answer but {event!r}. {advice}"
         told = answer, list(question.answers), [(event, answer, text, "")], text
         paid += rewards.by_containment(*told)
         right += rewards.reward(*told)

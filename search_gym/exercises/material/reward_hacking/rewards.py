@@ -37,6 +37,15 @@ def _articles_anywhere(text: str) -> str:
     return " ".join(re.sub("the|an|a", "", lowered).split())
 
 
+def _articles_anywhere_to_spaces(text: str) -> str:
+    lowered = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub("the|an|a", " ", lowered).split())
+
+
+def _all_but_words(text: str) -> str:
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", re.sub(r"[^\w\s]", "", text.lower())).split())
+
+
 def _punctuation_to_spaces(text: str) -> str:
     lowered = "".join(" " if letter in string.punctuation else letter for letter in text.lower())
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", lowered).split())
@@ -68,6 +77,11 @@ def _spaces_kept(text: str) -> str:
 
 NORMALIZERS: dict[str, Callable[[str], str]] = {
     "articles were deleted inside of words, so that 'theatre' became 'tre'. Use word borders, \\b.": _articles_anywhere,
+    "articles were replaced inside of words, so that 'theatre' became ' tre'. Use word borders, \\b.": (
+        _articles_anywhere_to_spaces
+    ),
+    "everything but letters, digits and space was deleted, or \\w kept the underscore. Delete string.punctuation: it "
+    "holds '_', and no dash or quotation mark that is not ASCII.": _all_but_words,
     "punctuation was replaced by a space, so that 'U.S.' became 'u s'. Delete it.": _punctuation_to_spaces,
     "articles were removed before punctuation, so that 'a-b' lost its a. The order is part of the rule.": (
         _articles_first
@@ -81,6 +95,10 @@ NORMALIZERS: dict[str, Callable[[str], str]] = {
 def _last_tag_in_text(answer: str | None, answers: list[str], turns: list[Turn], text: str) -> float:
     found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
     return reward(found[-1] if found else answer, answers, turns, text)
+
+
+def _last_turn(answer: str | None, answers: list[str], turns: list[Turn], text: str) -> float:
+    return reward(turns[-1][1] if turns else answer, answers, turns, text)
 
 
 def _first_answer_only(answer: str | None, answers: list[str], turns: list[Turn], text: str) -> float:
@@ -121,6 +139,9 @@ REWARDS: dict[str, Reward] = {
     "a right answer was looked for in the whole episode. The documents hold it, whoever asked for them.": by_text,
     "the answer was read from the text. Documents and earlier turns may hold <answer> tags, too; `answer` is the one "
     "that counts.": _last_tag_in_text,
+    "the answer was read from the last turn, which may be a search for it. Use `answer`, which is None then.": (
+        _last_turn
+    ),
     "only the first of the answers counts. Any of them is right.": _first_answer_only,
     "the right answers were not normalised, the given one was.": _answers_as_they_are,
     "nothing was normalised.": _nothing_normalised,

@@ -7,8 +7,8 @@ Turn = tuple[str, str, str, str]
 def normalize(text: str) -> str:
     """``text`` as SQuAD's evaluation compares it (arXiv 1606.05250).
 
-    In this order: lower case; every character of ``string.punctuation`` deleted; the words a, an and the replaced by a
-    space; runs of white space made one space, none at the ends.
+    In this order: lower case; every character of ``string.punctuation`` deleted; the words "a", "an" and "the" replaced
+    by a space; runs of white space made one space, none at the ends.
     """
     raise NotImplementedError
 
@@ -19,7 +19,7 @@ def reward(answer: str | None, answers: list[str], turns: list[Turn], text: str)
     Args:
         answer: what stood between the tags of the answering turn; None if the episode ended without one.
         answers: everything that is right; each has at least one letter or digit that `normalize` keeps.
-        turns: the episode turn by turn, the answering one last.
+        turns: the episode turn by turn, the answering one last if there is one; a test may leave it empty.
         text: the whole episode after the prompt, the policy's text and the environment's.
 
     Returns:

@@ -131,6 +131,11 @@ def _last(pieces: list[str]) -> int:
     return max(ends, default=len(pieces))
 
 
+def _whole_pair(pieces: list[str]) -> int:
+    ends = (n for n in range(1, len(pieces) + 1) if parse("".join(pieces[:n]))[0] != "invalid")
+    return next(ends, len(pieces))
+
+
 def _closes(pieces: list[str]) -> bool:
     joined = "".join(pieces)
     return "</search>" in joined or "</answer>" in joined
@@ -148,6 +153,7 @@ LENGTHS: dict[str, Callable[[list[str]], int]] = {
     ),
     "letters were counted, not tokens.": lambda pieces: len("".join(pieces[: length(pieces)])),
     "the turn goes on to the last closing tag.": _last,
+    "the turn was ended by a whole pair. A closing tag ends it, whether it was opened or not.": _whole_pair,
     "a turn without a closing tag was said to have no tokens. All of them were sampled.": (
         lambda pieces: length(pieces) if _closes(pieces) else 0
     ),
@@ -196,6 +202,12 @@ LOSS_MASKS: dict[str, Callable[[list[Span], int], Mask]] = {
     ),
     "the mask is True on every token. The policy did not sample the prompt and the documents.": (
         lambda spans, size: mask_of(spans, size, "action", "observation", "prompt")
+    ),
+    "the prompt is in the mask. The policy did not sample it.": (
+        lambda spans, size: mask_of(spans, size, "action", "prompt")
+    ),
+    "it is the opposite of the info mask. The prompt and the padding are in neither.": (
+        lambda spans, size: ~mask_of(spans, size, "observation")
     ),
     "the mask has the other polarity. True means: sampled by the policy.": (
         lambda spans, size: ~mask_of(spans, size, "action")
