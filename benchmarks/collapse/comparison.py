@@ -22,10 +22,17 @@ from benchmarks.collapse.records import Record, StudyData
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 VERDICTS = ("agrees", "contradicts", "undecided")
+_OF_SEVERAL = {"agrees": "agree", "contradicts": "contradict"}
 EDGE = 3
 """Updates over which a metric is averaged at each end of a stretch."""
 
 Claim = Mapping[str, Any]
+
+
+def tally(verdicts: Sequence[Any]) -> str:
+    """How many agree, contradict, and are undecided, in words."""
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+    return ", ".join(f"{n} {verdict if n == 1 else _OF_SEVERAL.get(verdict, verdict)}" for verdict, n in counts.items())
 
 
 def read_claims(path: Path = PUBLISHED) -> list[Claim]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.collapse.comparison import VERDICTS
+from benchmarks.collapse.comparison import tally
 from benchmarks.collapse.findings_text import Row, interval, listed, number, plural, ratio, sign
 
 JUDGED = 0.25
@@ -270,5 +270,5 @@ def _paper(found: Row) -> str | None:
     verdicts: list[Any] = [row["verdict"] for row in found["comparison"]]
     if not verdicts:
         return None
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS)
+    counts = tally(verdicts)
     return f"**Beside the papers:** of {plural(len(verdicts), 'published direction')} that runs speak of: {counts}."

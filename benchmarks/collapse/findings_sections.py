@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.collapse.comparison import VERDICTS
+from benchmarks.collapse.comparison import tally
 from benchmarks.collapse.findings_text import Row, interval, number, plural, table
 from benchmarks.collapse.indicators import SMOOTH, SUSTAINED, WINDOW
 
@@ -75,7 +75,7 @@ def papers(found: Row) -> list[str]:
     if not rows:
         return []
     verdicts = [row["verdict"] for row in rows]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS)
+    counts = tally(verdicts)
     measures = {
         "early": "exact match, first half of training",
         "collapse": "share of collapsed runs",
