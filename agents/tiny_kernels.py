@@ -73,8 +73,8 @@ def _exp(x: Any) -> Any:
 def _linear(x: Any, weight: Any, y: Any, count: Any) -> None:
     """y = x @ weight for the first ``count`` rows; there is a multiple of 4 inputs.
 
-    BLAS computes them, so few at a time that it begins no threads of its own. A row by itself it would add up in
-    another order; that is done here, so that no result depends on how many others are computed with it.
+    BLAS computes them, so few at a time that it begins no threads of its own. OpenBLAS adds up a row by itself in
+    another order than several; that is done here, so that a result does not depend on how many are computed together.
     """
     inputs, outputs = weight.shape
     most = max(2, MULTIPLICATIONS // weight.size)

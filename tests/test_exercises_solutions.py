@@ -34,14 +34,18 @@ def test_the_solution_earns_all_points_whatever_the_seed(exercise):
 
 
 @pytest.mark.parametrize("path", MISTAKES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_mistake_is_told_in_the_words_that_help(path):
+def test_a_mistake_is_told_in_the_words_that_help(path, tmp_path):
+    """A file of a mistake holds what is wrong, and takes the place of that in the exercise's solution."""
     title, expects, *rest = path.read_text(encoding="utf-8").splitlines()
     words = re.fullmatch("# expects: (.+)", expects)
     seconds = re.fullmatch("# seconds: (.+)", rest[0])
     assert title.startswith("# ")
     assert words is not None
     limits = SandboxLimits(seconds=float(seconds[1])) if seconds else None
-    outcomes = run_checks(BY_FOLDER[path.parent.name], path, seed=3, student=path.stem, limits=limits)
+    exercise = BY_FOLDER[path.parent.name]
+    submission = tmp_path / exercise.file_name
+    submission.write_text("\n".join(file.read_text(encoding="utf-8") for file in (solution(exercise), path)), "utf-8")
+    outcomes = run_checks(exercise, submission, seed=3, student=path.stem, limits=limits)
     messages = [outcome.message for outcome in outcomes if outcome.message]
     assert any(words[1] in message for message in messages), messages
 

@@ -62,3 +62,16 @@ def test_exponentials_are_as_exact_as_it_says(x: float) -> None:
 def test_nothing_that_is_not_a_number_disappears() -> None:
     x = np.array([0.0, np.nan, 1.0], dtype=np.float32)
     assert np.isnan(tiny_kernels._exps(x, np.float32(1.0), 3))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 16), (64, 192), (256, 64), (64, 1024), (512, 1024)])
+def test_a_product_is_that_of_numpy_for_any_number_of_rows(inputs: int, outputs: int) -> None:
+    """Float32 sums of so many numbers of size 1 are off by less than 1e-5 for each."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.normal(size=size).astype(np.float32) for size in ((33, inputs), (inputs, outputs)))
+    expected = x.astype(np.float64) @ weight.astype(np.float64)
+    for count in (0, 1, 2, 3, 16, 17, 32, 33):
+        y = np.full((33, outputs), np.nan, dtype=np.float32)
+        tiny_kernels._linear(x, weight, y, count)
+        assert np.allclose(y[:count], expected[:count], rtol=0, atol=1e-5 * inputs)
+        assert np.isnan(y[count:]).all()

@@ -12,6 +12,8 @@ from search_gym.exercises.checking import Caller, changed, show, unlike, value_o
 
 Case = tuple[Any, ...]
 Reference = Callable[..., Any]
+NAMED = "it looks like this mistake: "
+"""What a message begins with that names a mistake."""
 
 
 def compare(
@@ -54,7 +56,7 @@ def compare(
         for text, suspect in (suspects or {}).items():
             guesses = [suspect(*case) for case in cases]
             if any(map(differs, guesses, expected)) and not any(map(differs, values, guesses)):
-                return f"it looks like this mistake: {text} For example, {message}"
+                return f"{NAMED}{text} For example, {message}"
         return message
     for case, outcome in zip(cases, outcomes, strict=True):
         which = changed(outcome, case)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_gym.exercises.checking import Caller, Check, show, unlike
-from search_gym.exercises.suspects import Case, compare
+from search_gym.exercises.suspects import NAMED, Case, compare
 
 Documents = list[list[str]]
 Scores = npt.NDArray[np.float64]
@@ -46,13 +46,8 @@ def _counts_inside(word: str, documents: Documents) -> float:
     return lucene(sum(word in " ".join(document) for document in documents), len(documents))
 
 
-def _inside(query: list[str], documents: Documents, k1: float, b: float) -> Scores:
-    return score(query, documents, k1, b, frequency=lambda document, word: " ".join(document).count(word))
-
-
-def _wholly_inside(query: list[str], documents: Documents, k1: float, b: float) -> Scores:
-    frequency = lambda document, word: " ".join(document).count(word)  # noqa: E731
-    return score(query, documents, k1, b, frequency=frequency, weight=_counts_inside)
+def _inside(document: list[str], word: str) -> int:
+    return " ".join(document).count(word)
 
 
 def _last_word(query: list[str], documents: Documents, k1: float, b: float) -> Scores:
@@ -148,9 +143,11 @@ SCORES: dict[str, Callable[..., Scores]] = {
     "the mean length leaves out empty documents.": partial(
         score, mean=lambda lengths: sum(lengths) / sum(1 for n in lengths if n)
     ),
-    "letters inside of other words were counted: 'a' is in 'mara', which is another word. Count in the list.": _inside,
-    "letters inside of other words were found: 'a' is in 'mara', which is another word. Look in the list.": (
-        _wholly_inside
+    "letters inside of other words were counted: 'a' is in 'mara', which is another word. Count in the list.": partial(
+        score, frequency=_inside
+    ),
+    "letters inside of other words were found: 'a' is in 'mara', which is another word. Look in the list.": partial(
+        score, frequency=_inside, weight=_counts_inside
     ),
     "each word's part took the place of the one before. They add up.": _last_word,
     "f was divided by the document's length. The bracket does that already.": _relative_frequency,
@@ -183,17 +180,20 @@ def _idf(call: Caller, rng: np.random.Generator) -> str | None:
 
 
 def _compare(call: Caller, cases: Sequence[Case]) -> str | None:
-    """As `compare`; a formula that is right but for the student's own idf is called that."""
+    """As `compare`; of what it cannot name, a formula that is right but for the student's own idf is called that."""
+    problem = compare(call, "bm25_scores", cases, score, arguments=NAMES, suspects=SCORES)
+    if problem is None or problem.startswith(NAMED):
+        return problem
+    if "got nan" in problem:
+        return f"{problem} Where k1 is 0 and a document does not hold the word, the fraction is 0 / 0: leave it out."
     pairs = [(word, documents) for query, documents, *_ in cases for word in query]
     own = {
         _key(*pair): result.value if isinstance(result.value, (int, float)) else math.nan
         for pair, result in zip(pairs, call.results("idf", pairs), strict=True)
     }
-    with_own = partial(score, weight=lambda word, documents: own[_key(word, documents)])
-    suspects = {**SCORES, "the formula is right, but not the idf in it. Mend idf first.": with_own}
-    problem = compare(call, "bm25_scores", cases, score, arguments=NAMES, suspects=suspects)
-    nothing = "Where k1 is 0 and a document does not hold the word, the fraction is 0 / 0: leave it out."
-    return f"{problem} {nothing}" if problem and "got nan" in problem else problem
+    suspect = partial(score, weight=lambda word, documents: own[_key(word, documents)])
+    told = {"the formula is right, but not the idf in it. Mend idf first.": suspect}
+    return compare(call, "bm25_scores", cases, score, arguments=NAMES, suspects=told)
 
 
 def _key(word: str, documents: Documents) -> str:

@@ -1,21 +1,7 @@
 # Another logarithm
 # expects: the logarithm is to base 2
-import math
-
-import numpy as np
 
 
 def idf(word: str, documents: list[list[str]]) -> float:
     n = sum(word in document for document in documents)
     return math.log2(1 + (len(documents) - n + 0.5) / (n + 0.5))
-
-
-def bm25_scores(query: list[str], documents: list[list[str]], k1: float, b: float) -> np.ndarray:
-    lengths = np.array([len(document) for document in documents], dtype=np.float64)
-    norm = k1 * (1 - b + b * lengths / lengths.mean())
-    scores = np.zeros(len(documents))
-    for word in query:
-        f = np.array([document.count(word) for document in documents], dtype=np.float64)
-        found = f > 0
-        scores[found] += idf(word, documents) * f[found] / (f[found] + norm[found])
-    return scores

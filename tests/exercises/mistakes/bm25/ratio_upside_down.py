@@ -1,13 +1,5 @@
 # Long documents gain
 # expects: upside down
-import math
-
-import numpy as np
-
-
-def idf(word: str, documents: list[list[str]]) -> float:
-    n = sum(word in document for document in documents)
-    return math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
 
 
 def bm25_scores(query: list[str], documents: list[list[str]], k1: float, b: float) -> np.ndarray:

@@ -1,6 +1,5 @@
 # The log-probabilities are changed in place.
 # expects: changed its argument logprobs in place
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # Every ratio outside the interval counts, whichever way its token should go.
 # expects: every ratio outside
-import numpy as np
 
 
 def clip_fraction(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # The clipped term alone, without the minimum.
 # expects: clip without min
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # clip_low and clip_high have changed places.
 # expects: exchanged
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

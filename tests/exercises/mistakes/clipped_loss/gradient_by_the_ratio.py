@@ -1,6 +1,5 @@
 # The derivative with respect to the ratio, without the chain rule.
 # expects: by the ratio
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # The loss is right, but the gradient is that of the unclipped term everywhere.
 # expects: the clip never cuts
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

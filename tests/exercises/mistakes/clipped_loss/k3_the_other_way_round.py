@@ -1,6 +1,5 @@
 # The log-ratio has the wrong sign.
 # expects: exchanged
-import numpy as np
 
 
 def k3(logprobs, ref_logprobs):

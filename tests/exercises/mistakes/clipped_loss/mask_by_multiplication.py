@@ -1,6 +1,5 @@
 # What lies outside the mask is multiplied by 0, which leaves NaN.
 # expects: 0 * NaN is NaN
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # The maximum of the two terms, and minus it for the loss.
 # expects: the maximum in the place of the minimum
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # The mean over all (B, T) entries, padding included.
 # expects: mean over padding
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # The ratio is pi_old / pi.
 # expects: the ratio inverted
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

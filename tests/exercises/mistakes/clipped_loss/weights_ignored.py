@@ -1,6 +1,5 @@
 # Always the mean over tokens, whatever the weights are.
 # expects: plain mean over sampled tokens
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,6 +1,5 @@
 # Mean and variance of the whole array, documents and padding included.
 # expects: over padding and documents
-import numpy as np
 
 
 def whiten(advantages, loss_mask):

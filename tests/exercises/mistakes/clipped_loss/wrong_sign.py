@@ -1,6 +1,5 @@
 # The objective is returned as if it were the loss.
 # expects: a loss is minimised
-import numpy as np
 
 
 def clipped_loss(logprobs, old_logprobs, advantages, loss_mask, weights, clip_low, clip_high):

@@ -1,7 +1,5 @@
 # The score to beat, handed in as it is.
 # expects: where BM25 has
-import math
-import re
 from collections import Counter
 
 

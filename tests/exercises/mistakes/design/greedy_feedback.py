@@ -1,7 +1,5 @@
 # Searches again with the words that are left and those that are new, whatever their order.
 # expects: Weakest are
-import math
-import re
 from collections import Counter
 
 

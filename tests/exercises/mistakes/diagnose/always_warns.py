@@ -1,6 +1,5 @@
 # Any update with a KL above what is healthy on average.
 # expects: raise the limit
-import numpy as np
 
 
 def first_warning(metrics):

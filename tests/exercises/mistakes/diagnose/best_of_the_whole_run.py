@@ -1,6 +1,5 @@
 # Updates are compared with a best that comes later.
 # expects: best of the whole run
-import numpy as np
 
 
 def collapse(em):

@@ -1,6 +1,5 @@
 # The mean of the updates around each one.
 # expects: window around
-import numpy as np
 
 
 def smooth(em):

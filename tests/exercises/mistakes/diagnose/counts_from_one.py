@@ -1,6 +1,5 @@
 # Updates are numbered from 1.
 # expects: counted from 1
-import numpy as np
 
 
 def collapse(em):

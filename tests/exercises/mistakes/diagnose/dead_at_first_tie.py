@@ -1,6 +1,5 @@
 # The first update in which all groups were tied.
 # expects: the first tied update
-import numpy as np
 
 
 def dead_since(metrics):

@@ -1,6 +1,5 @@
 # A run without groups has no such metric.
 # expects: KeyError
-import numpy as np
 
 
 def dead_since(metrics):

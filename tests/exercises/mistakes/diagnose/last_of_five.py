@@ -1,6 +1,5 @@
 # The update at which the collapse is certain, not the one at which it began.
 # expects: the last of the 5
-import numpy as np
 
 
 def collapse(em):

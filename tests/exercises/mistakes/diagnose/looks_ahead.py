@@ -1,6 +1,5 @@
 # The limit is made of the whole run's median.
 # expects: looks ahead
-import numpy as np
 
 
 def first_warning(metrics):

@@ -1,6 +1,5 @@
 # Means over fewer than 5 updates count as a best.
 # expects: fewer than 5 updates counted
-import numpy as np
 
 
 def collapse(em):

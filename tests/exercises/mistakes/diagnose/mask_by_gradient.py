@@ -1,6 +1,5 @@
 # Tells unmasked documents by a gradient that explodes, which it need not.
 # expects: row 0
-import numpy as np
 
 
 def cause(metrics):

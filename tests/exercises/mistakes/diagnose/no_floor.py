@@ -1,6 +1,5 @@
 # A run that never learned collapses all the same.
 # expects: never learned
-import numpy as np
 
 
 def collapse(em):

@@ -1,6 +1,5 @@
 # The first sums are divided by 5 too.
 # expects: divided by 5
-import numpy as np
 
 
 def smooth(em):

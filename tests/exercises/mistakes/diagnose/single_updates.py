@@ -1,6 +1,5 @@
 # Exact match of single updates in the place of its mean.
 # expects: exact match itself
-import numpy as np
 
 
 def collapse(em):

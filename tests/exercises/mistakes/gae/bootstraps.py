@@ -1,6 +1,5 @@
 # The last token bootstraps from its own value, as if the episode went on
 # expects: V_n = 0
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

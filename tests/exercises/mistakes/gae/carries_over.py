@@ -1,6 +1,5 @@
 # The variables of the recursion are set to zero once, before all rows
 # expects: what the row before it left
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

@@ -1,6 +1,5 @@
 # The recursion runs over all columns of a response and the mask comes last
 # expects: Jump over them
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

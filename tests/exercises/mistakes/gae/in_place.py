@@ -1,6 +1,5 @@
 # The caller's rewards are overwritten
 # expects: changed its argument rewards in place
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

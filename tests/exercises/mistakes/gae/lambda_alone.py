@@ -1,6 +1,5 @@
 # Advantages decay with lambda alone
 # expects: gamma was left out beside lambda
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

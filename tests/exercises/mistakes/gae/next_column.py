@@ -1,6 +1,5 @@
 # The next value is that of the next column, whoever wrote it
 # expects: read from the next column
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

@@ -1,6 +1,5 @@
 # The next value is not discounted
 # expects: gamma was left out beside the next value
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

@@ -1,6 +1,5 @@
 # Lambda is forgotten
 # expects: lambda was left out
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

@@ -1,6 +1,5 @@
 # Advantages are normalised over the batch
 # expects: computed over the batch
-import numpy as np
 
 
 def gae(

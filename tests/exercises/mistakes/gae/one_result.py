@@ -1,6 +1,5 @@
 # Only the advantages are returned
 # expects: expected a tuple (advantages, returns)
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

@@ -1,6 +1,5 @@
 # The mask is multiplied in, which keeps NaN
 # expects: NaN * 0 is NaN
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

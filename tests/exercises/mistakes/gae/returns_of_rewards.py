@@ -1,6 +1,5 @@
 # The value head's target is the discounted sum of rewards
 # expects: target of the value head is A_k + V_k
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

@@ -1,6 +1,5 @@
 # The recursion runs through whole rows
 # expects: Jump over what was not sampled
-import numpy as np
 
 
 def gae(

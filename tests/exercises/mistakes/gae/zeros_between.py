@@ -1,6 +1,5 @@
 # Retrieved tokens are set to zero and still take time
 # expects: they take no time
-import numpy as np
 
 
 def gae(rewards, values, loss_mask, gamma, lam):

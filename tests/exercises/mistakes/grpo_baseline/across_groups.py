@@ -1,6 +1,5 @@
 # The mean and the standard deviation of the whole batch.
 # expects: mean of the whole batch
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

@@ -1,6 +1,5 @@
 # normalize_std is ignored.
 # expects: not asked for
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

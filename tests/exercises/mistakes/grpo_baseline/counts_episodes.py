@@ -1,6 +1,5 @@
 # The share of episodes in tied groups.
 # expects: Count groups
-import numpy as np
 
 
 def zero_variance_groups(rewards, group_ids):

@@ -1,6 +1,5 @@
 # No small number is added to the standard deviation.
 # expects: divide by zero
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

@@ -1,6 +1,5 @@
 # numpy's default standard deviation, with divisor G.
 # expects: divisor G
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

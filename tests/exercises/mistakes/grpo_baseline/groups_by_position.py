@@ -1,6 +1,5 @@
 # Groups are cut out of the batch by position; group_ids only says how many there are.
 # expects: side by side
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

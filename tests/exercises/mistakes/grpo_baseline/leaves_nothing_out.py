@@ -1,6 +1,5 @@
 # leave_one_out is ignored.
 # expects: part of its own baseline
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

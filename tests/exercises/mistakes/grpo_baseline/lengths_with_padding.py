@@ -1,6 +1,5 @@
 # An episode is averaged over T columns.
 # expects: padding and documents counted
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

@@ -1,6 +1,5 @@
 # Always the mean over tokens.
 # expects: the mean over tokens
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

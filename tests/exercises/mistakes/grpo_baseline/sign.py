@@ -1,6 +1,5 @@
 # Baseline minus reward.
 # expects: better than its group
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

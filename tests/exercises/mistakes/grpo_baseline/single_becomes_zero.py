@@ -1,6 +1,5 @@
 # A group of one is compared with itself.
 # expects: a group of one has advantage 0
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

@@ -1,6 +1,5 @@
 # 1e-6 is added to the variance.
 # expects: inside the root
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

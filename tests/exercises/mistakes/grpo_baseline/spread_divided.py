@@ -1,6 +1,5 @@
 # The advantage is shared out among the tokens.
 # expects: divided among the tokens
-import numpy as np
 
 
 def spread(advantages, loss_mask):

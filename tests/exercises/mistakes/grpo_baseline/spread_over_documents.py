@@ -1,6 +1,5 @@
 # The advantage is on every column, documents and padding included.
 # expects: on every token
-import numpy as np
 
 
 def spread(advantages, loss_mask):

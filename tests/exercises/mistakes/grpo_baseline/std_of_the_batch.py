@@ -1,6 +1,5 @@
 # Centred on the group, divided by the batch's standard deviation.
 # expects: standard deviation of the batch
-import numpy as np
 
 
 def group_advantages(rewards, group_ids, normalize_std=True, leave_one_out=False):

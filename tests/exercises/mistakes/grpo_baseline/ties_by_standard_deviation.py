@@ -1,6 +1,5 @@
 # A group is tied when its standard deviation is exactly 0.
 # expects: exactly 0
-import numpy as np
 
 
 def zero_variance_groups(rewards, group_ids):

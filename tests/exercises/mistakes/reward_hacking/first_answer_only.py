@@ -1,25 +1,8 @@
 # Only the first answer counts
 # expects: Any of them is right
-import re
-import string
-
-Turn = tuple[str, str, str, str]
-
-
-def normalize(text: str) -> str:
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def reward(answer: str | None, answers: list[str], turns: list[Turn], text: str) -> float:
     if answer is None:
         return 0.0
     return float(normalize(answer) == normalize(answers[0]))
-
-
-def exploit_text(question: str) -> str:
-    return f"<search> {question} </search>"
-
-
-def exploit_containment(question: str, documents: list[str]) -> str:
-    return f"<answer> {' '.join(documents)} </answer>"

@@ -1,8 +1,5 @@
 # Tags are read in any case
 # expects: tags in capitals were read
-import re
-
-import numpy as np
 
 PAIR = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 
@@ -10,28 +7,3 @@ PAIR = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 def parse_turn(text: str) -> tuple[str, str]:
     pair = PAIR.search(text)
     return (pair[1].lower(), pair[2].strip()) if pair else ("invalid", "")
-
-
-def turn_length(pieces: list[str]) -> int:
-    text = ""
-    for count, piece in enumerate(pieces, 1):
-        text += piece
-        if "</search>" in text or "</answer>" in text:
-            return count
-    return len(pieces)
-
-
-def _mask(spans: list[tuple[str, int, int]], length: int, kind: str) -> np.ndarray:
-    mask = np.zeros(length, dtype=bool)
-    for name, start, stop in spans:
-        if name == kind:
-            mask[start:stop] = True
-    return mask
-
-
-def loss_mask(spans: list[tuple[str, int, int]], length: int) -> np.ndarray:
-    return _mask(spans, length, "action")
-
-
-def info_mask(spans: list[tuple[str, int, int]], length: int) -> np.ndarray:
-    return _mask(spans, length, "observation")

@@ -1,37 +1,7 @@
 # The last pair counts, as in the original's reward
 # expects: the last pair was taken
-import re
-
-import numpy as np
-
-PAIR = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 
 
 def parse_turn(text: str) -> tuple[str, str]:
     pairs = PAIR.findall(text)
     return (pairs[-1][0], pairs[-1][1].strip()) if pairs else ("invalid", "")
-
-
-def turn_length(pieces: list[str]) -> int:
-    text = ""
-    for count, piece in enumerate(pieces, 1):
-        text += piece
-        if "</search>" in text or "</answer>" in text:
-            return count
-    return len(pieces)
-
-
-def _mask(spans: list[tuple[str, int, int]], length: int, kind: str) -> np.ndarray:
-    mask = np.zeros(length, dtype=bool)
-    for name, start, stop in spans:
-        if name == kind:
-            mask[start:stop] = True
-    return mask
-
-
-def loss_mask(spans: list[tuple[str, int, int]], length: int) -> np.ndarray:
-    return _mask(spans, length, "action")
-
-
-def info_mask(spans: list[tuple[str, int, int]], length: int) -> np.ndarray:
-    return _mask(spans, length, "observation")
