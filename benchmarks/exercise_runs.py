@@ -2,9 +2,9 @@
 
     python -m benchmarks.exercise_runs benchmarks/results/collapse
 
-Writes ``runs.json.gz``, which students get (odd seeds), and ``_unseen.json.gz``, which only the checks read (even
-seeds), into the exercise's material, and the chart of one run into its page. Of runs with the same metrics one is kept:
-two cells may come to the same.
+Takes the runs of the first seeds in which one setting was changed, or none. Writes ``runs.json.gz``, which students get
+(odd seeds), and ``_unseen.json.gz``, which only the checks read (even seeds), into the exercise's material, and the
+chart of one run into its page. Of runs with the same metrics one is kept: two cells may come to the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ import numpy as np
 import tyro
 
 from benchmarks.collapse.records import EM, Record, load
+from benchmarks.collapse.table import read_runs
 from search_gym.exercises.catalogue import load as load_exercise
 
 SEEN, UNSEEN = "runs.json.gz", "_unseen.json.gz"
+GROUPS, SEEDS = ("rates", "causes", "remedies"), (1, 2, 3, 4)
+"""The study's groups that change one setting at a time in the same environment, and enough seeds for an exercise."""
 METRICS = (
     EM,
     "rollout/searches",
@@ -41,7 +44,7 @@ METRICS = (
     "loss/likelihood_gain_good",
     "loss/explained_variance",
 )
-CHART, UPDATES = "grpo-learning-rate-0.006, seed 5", slice(20, 36)
+CHART, UPDATES = "grpo-kl-k3-loss, seed 1", slice(24, 40)
 CHARTED = (EM, "loss/approx_kl", "rollout/valid_turns", "rollout/zero_variance_groups", "loss/grad_norm")
 BEGIN, END = "<!-- chart:begin (made by `python -m benchmarks.exercise_runs`; do not edit) -->", "<!-- chart:end -->"
 HEALTHY_KL, LARGE_KL = 0.06, 0.1
@@ -75,7 +78,7 @@ def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for record in records:
         metrics = {
-            name: [_short(value) for value in record.metrics[name].tolist()]
+            name: [_short(value, exact=name == EM) for value in record.metrics[name].tolist()]
             for name in METRICS
             if name in record.metrics and np.isfinite(record.metrics[name]).any()
         }
@@ -87,7 +90,8 @@ def rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def write(folder: Path, output: Path) -> None:
     """Both files in ``output``, from the study in ``folder``; the same study gives the same bytes."""
-    records = load(folder).records
+    group = {(row["cell"], row["seed"]): row["group"] for row in read_runs(folder)}
+    records = [r for r in load(folder).records if group[r.cell, r.seed] in GROUPS and r.seed in SEEDS]
     for name, rest in ((SEEN, 1), (UNSEEN, 0)):
         text = json.dumps(rows([record for record in records if record.seed % 2 == rest]), separators=(",", ":"))
         (output / name).write_bytes(gzip.compress(text.encode(), 9, mtime=0))
@@ -119,10 +123,10 @@ def with_chart(page: str, runs: Sequence[Mapping[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{chart(runs)}\n{END}{after}"
 
 
-def _short(value: float) -> float | None:
-    """Four digits, which is more than any metric is worth; exact match is a count over the episodes of a round, so four
-    digits tell any two apart."""
-    return float(f"{value:.4g}") if np.isfinite(value) else None
+def _short(value: float, exact: bool) -> float | None:
+    """Four digits, which is more than any metric is worth; but exact match is a count over the episodes of a round, and
+    whether it is below half of another is decided by its last digit where it is just half."""
+    return (value if exact else float(f"{value:.4g}")) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True)

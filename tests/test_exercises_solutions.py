@@ -5,25 +5,17 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from search_gym.exercises.catalogue import EXERCISES, SLOTS, Exercise
+from search_gym.exercises.catalogue import EXERCISES, SLOTS
 from search_gym.exercises.checking import run_checks
 from search_gym.exercises.sandbox import SandboxLimits
 from search_gym.exercises.starting import start
-
-FOLDER = Path(__file__).with_name("exercises")
-MISTAKES = sorted((FOLDER / "mistakes").glob("*/*.py"))
-BY_FOLDER = {exercise.folder.name: exercise for exercise in EXERCISES}
+from tests.planted import BY_FOLDER, MISTAKES, plant, solution
 
 each = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.name)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox's limits are those of Linux")
-
-
-def solution(exercise: Exercise) -> Path:
-    return FOLDER / "solutions" / f"{exercise.folder.name}.py"
 
 
 @each
@@ -35,17 +27,14 @@ def test_the_solution_earns_all_points_whatever_the_seed(exercise):
 
 @pytest.mark.parametrize("path", MISTAKES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_mistake_is_told_in_the_words_that_help(path, tmp_path):
-    """A file of a mistake holds what is wrong, and takes the place of that in the exercise's solution."""
     title, expects, *rest = path.read_text(encoding="utf-8").splitlines()
     words = re.fullmatch("# expects: (.+)", expects)
     seconds = re.fullmatch("# seconds: (.+)", rest[0])
     assert title.startswith("# ")
     assert words is not None
     limits = SandboxLimits(seconds=float(seconds[1])) if seconds else None
-    exercise = BY_FOLDER[path.parent.name]
-    submission = tmp_path / exercise.file_name
-    submission.write_text("\n".join(file.read_text(encoding="utf-8") for file in (solution(exercise), path)), "utf-8")
-    outcomes = run_checks(exercise, submission, seed=3, student=path.stem, limits=limits)
+    submission = plant(path, tmp_path)
+    outcomes = run_checks(BY_FOLDER[path.parent.name], submission, seed=3, student=path.stem, limits=limits)
     messages = [outcome.message for outcome in outcomes if outcome.message]
     assert any(words[1] in message for message in messages), messages
 

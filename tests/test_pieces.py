@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from agents.tasks import EnvConfig, make_envs
 from search_gym import tinywiki
 from search_gym.errors import OptionError, RetrievalError, SearchGymError, UnknownNameError
 from search_gym.exercises.catalogue import EXERCISES, SLOTS
+from tests.planted import FOLDER, plant, solution
 
-FOLDER = Path(__file__).with_name("exercises")
 SMALL = {"updates": 2, "rollouts_per_update": 16, "minibatch_size": 8}
 TRAINERS = {"agents.ppo": (ppo, ppo.PPOConfig), "agents.grpo": (grpo, grpo.GRPOConfig)}
 
@@ -37,7 +36,7 @@ def built_in(tmp_path_factory):
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.name)
 def test_a_solution_trains_as_the_built_in_function_does(exercise, built_in, tmp_path):
     module, kind = TRAINERS[exercise.trainer]
-    path = FOLDER / "solutions" / f"{exercise.folder.name}.py"
+    path = solution(exercise)
     rows, weights = train(module, kind(run_dir=tmp_path, use=(f"{path}:{exercise.slot}",), **SMALL))
     assert (tmp_path / "used" / path.name).read_bytes() == path.read_bytes()
     if exercise.name == "design":
@@ -49,16 +48,13 @@ def test_a_solution_trains_as_the_built_in_function_does(exercise, built_in, tmp
         torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=1e-4)
 
 
-def first_row(tmp_path, spec, module=ppo, kind=ppo.PPOConfig, **options):
-    return train(module, kind(run_dir=tmp_path, use=(spec,), **{**SMALL, "updates": 1}, **options))[0][0]
-
-
-def mistake(name, slot):
-    return f"{FOLDER / 'mistakes' / name}.py:{slot}"
+def first_row(tmp_path, mistake, slot, module=ppo, kind=ppo.PPOConfig):
+    path = plant(FOLDER / "mistakes" / mistake, tmp_path)
+    return train(module, kind(run_dir=tmp_path / "run", use=(f"{path}:{slot}",), **{**SMALL, "updates": 1}))[0][0]
 
 
 def test_a_mask_with_documents_in_it_trains_on_documents(built_in, tmp_path):
-    row = first_row(tmp_path, mistake("tags/retrieved_tokens_too", "loss_mask"))
+    row = first_row(tmp_path, "tags/retrieved_tokens_too.py", "loss_mask")
     right = built_in["agents.ppo"][0][0]
     assert row["rollout/reward"] == right["rollout/reward"]
     assert abs(row["loss/entropy"] - right["loss/entropy"]) > 0.1
@@ -66,7 +62,7 @@ def test_a_mask_with_documents_in_it_trains_on_documents(built_in, tmp_path):
 
 
 def test_a_reward_that_pays_searches_is_what_is_earned(built_in, tmp_path):
-    row = first_row(tmp_path, mistake("reward_hacking/pays_searches", "reward"))
+    row = first_row(tmp_path, "reward_hacking/pays_searches.py", "reward")
     right = built_in["agents.ppo"][0][0]
     assert row["rollout/em"] == right["rollout/em"]
     assert row["rollout/searches"] == right["rollout/searches"]
@@ -75,7 +71,7 @@ def test_a_reward_that_pays_searches_is_what_is_earned(built_in, tmp_path):
 
 
 def test_a_wrong_gradient_is_followed(built_in, tmp_path):
-    row = first_row(tmp_path, mistake("clipped_loss/wrong_sign", "clipped_loss"), module=grpo, kind=grpo.GRPOConfig)
+    row = first_row(tmp_path, "clipped_loss/wrong_sign.py", "clipped_loss", module=grpo, kind=grpo.GRPOConfig)
     right = built_in["agents.grpo"][0][0]
     assert row["rollout/reward"] == right["rollout/reward"]
     assert row["loss/policy"] == pytest.approx(-right["loss/policy"], abs=1e-2)
@@ -83,12 +79,11 @@ def test_a_wrong_gradient_is_followed(built_in, tmp_path):
 
 def test_a_retriever_without_idf_finds_other_documents(tmp_path):
     codec = tinywiki.codec()
-    spec = f"{FOLDER}/{{}}.py:bm25_scores"
     found = []
-    for name in ("solutions/bm25", "mistakes/bm25/no_idf"):
+    for path in (FOLDER / "solutions/bm25.py", plant(FOLDER / "mistakes/bm25/no_idf.py", tmp_path)):
         envs = make_envs(EnvConfig(), codec, 2)
         builtin = envs.task.retriever
-        Pieces([spec.format(name)]).install(envs)
+        Pieces([f"{path}:bm25_scores"]).install(envs)
         queries = [question.text for question in envs.task.questions[:20]]
         ours, theirs = envs.task.retriever.search(queries, 3), builtin.search(queries, 3)
         assert envs.task.retriever.search(queries, 3) == ours

@@ -16,7 +16,7 @@ Metrics = dict[str, Floats]
 
 WINDOW = 5
 CAUSES = ("healthy", "steps too large", "unmasked documents", "entropy bonus")
-KL_LIMIT = 0.07
+KL_LIMIT = 0.09
 """Between the trailing means of runs that collapsed and of others."""
 
 
