@@ -61,7 +61,7 @@ class Decoder(Protocol):
         vocab_size: int,
         top_p: float,
     ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-        """What ``agents.generation.choose`` does, with what `step` has returned."""
+        """What ``agents.sampling.choose`` does, with what `step` has returned."""
         ...
 
     def take_steps(self, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:

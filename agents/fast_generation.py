@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from agents import decoders, stop_tags
 from agents.decoders import Decoder, make_chunk
-from agents.generation import Randomness, SampledTurn, check_top_p, check_turns
+from agents.generation import SampledTurn, check_turns
+from agents.sampling import Randomness, check_top_p
 from agents.turn_rows import Sampling, TurnRows
 from search_gym.codec import TokenCodec, TokenIds
 from search_gym.tags import closes_turn

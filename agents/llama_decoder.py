@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agents.decoders import StepByStep, effective_weight
-from agents.generation import choose
 from agents.ops import EVERYTHING, Activation, Chunk, Ops, Step
+from agents.sampling import choose
 
 
 @dataclass

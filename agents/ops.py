@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agents.generation import choose
+from agents.sampling import choose
 
 Activation = Literal["silu", "gelu_tanh"]
 EVERYTHING = 2**30

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agents.decoders import StepByStep, effective_weight
-from agents.generation import choose
 from agents.ops import Chunk, Ops, Step, TorchOps
+from agents.sampling import choose
 from agents.tiny import rotary_phases
 
 
@@ -168,7 +168,7 @@ class TinyDecoder(StepByStep):
 def sample(
     probs: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """`agents.generation.choose` for probabilities (R, V), which need no logarithm of all words at temperature 1."""
+    """`agents.sampling.choose` for probabilities (R, V), which need no logarithm of all words at temperature 1."""
     if temperature != 1 or top_p < 1 or uniforms is None:
         return choose(_logs(probs), uniforms, temperature, vocab_size, top_p)
     cumulative = probs[:, :vocab_size].cumsum(dim=-1, dtype=torch.float64)

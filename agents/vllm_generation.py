@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from agents.generation import SampledTurn, check_top_p, check_turns
+from agents.generation import SampledTurn, check_turns
+from agents.sampling import check_top_p
 from agents.stop_tags import CLOSING_TAGS
 from search_gym.codec import HFCodec, TokenCodec, TokenIds
 from search_gym.errors import OptionError

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.fast_generation import FastGenerator
-from agents.generation import CachedGenerator, make_generator, nucleus
+from agents.generation import CachedGenerator, make_generator
 from agents.policy import evaluate_tokens
+from agents.sampling import nucleus
 from search_gym.errors import OptionError
 from search_gym.tags import closes_turn
 
