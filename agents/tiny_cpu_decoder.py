@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agents import stop_tags, tiny_kernels
-from agents.decoders import StepByStep, effective_weight
+from agents.decoders import effective_weight
 from agents.ops import Chunk, Ops, Step, TorchOps
 from agents.tiny import rotary_phases
 from agents.tiny_arrays import Cache, Turns, Weights
@@ -30,7 +30,7 @@ _WORTH_A_THREAD = 8
 """Tokens for which waking a thread pays."""
 
 
-class TinyCpuDecoder(StepByStep):
+class TinyCpuDecoder:
     """See ``agents.decoders.Decoder``; float32, in as many threads as torch has."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -129,9 +129,6 @@ class TinyCpuDecoder(StepByStep):
         return sample(scores, uniforms, temperature, vocab_size, top_p)
 
     def take_steps(self, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
-        if sampling.temperature != 1 or sampling.top_p < 1:
-            super().take_steps(rows, count, sampling, longest)
-            return
         turns = Turns(*(getattr(rows, field.name).numpy() for field in fields(rows)))
         tag_table = sampling.tag_table.numpy()
         cuts = self._cuts(len(turns.tokens), range(1, len(turns.tokens) + 1))
@@ -149,6 +146,8 @@ class TinyCpuDecoder(StepByStep):
                 sampling.vocab_size,
                 sampling.eos_id,
                 sampling.greedy,
+                sampling.temperature,
+                sampling.top_p,
             )
 
         self._in_threads(run, cuts)

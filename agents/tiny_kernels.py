@@ -312,8 +312,10 @@ def take_steps(
     vocab_size: Any,
     eos_id: Any,
     greedy: Any,
+    temperature: Any,
+    top_p: Any,
 ) -> None:
-    """`TurnRows.take_step` at temperature 1, ``steps`` times, for rows ``first`` to ``last`` (exclusive), in place.
+    """`TurnRows.take_step`, ``steps`` times, for rows ``first`` to ``last`` (exclusive), in place.
 
     Words from ``vocab_size`` on are not sampled.
     """
@@ -339,7 +341,8 @@ def take_steps(
         for i in range(count):
             row = active[i]
             place = turns.counts[row]
-            token, logprob = _choose(probs[i], -1.0 if greedy else turns.uniforms[row, place])
+            uniform = -1.0 if greedy else turns.uniforms[row, place]
+            token, logprob = _choose(probs[i], uniform, temperature, top_p)
             turns.turn_tokens[row, place], turns.turn_logprobs[row, place] = token, logprob
             turns.counts[row] += 1
             turns.lengths[row] += 1
@@ -354,18 +357,21 @@ def take_steps(
 
 
 @jit
-def _choose(probs: Any, uniform: Any) -> Any:
+def _choose(probs: Any, uniform: Any, temperature: Any, top_p: Any) -> Any:
     """A word and its log-probability: the distribution function of ``probs`` (V,) inverted at ``uniform``, or the most
-    probable word where that is negative. ``probs`` need not sum to 1."""
-    total = 0.0
-    for v in range(len(probs)):
-        total += np.float64(probs[v])
+    probable word where that is negative. ``probs`` need not sum to 1, and is scratch afterwards.
+
+    As in `agents.sampling.choose`, words outside ``top_p`` are not sampled and count in log-probabilities.
+    """
+    if temperature != 1:
+        _temper(probs, temperature)
+    total = _total(probs)
     token = 0
     if uniform < 0:
         for v in range(len(probs)):
             token = v if probs[v] > probs[token] else token
     else:
-        point, cumulative = uniform * total, 0.0
+        point, cumulative = uniform * (_keep_nucleus(probs, total, top_p) if top_p < 1 else total), 0.0
         while token < len(probs) - 1:
             cumulative += np.float64(probs[token])
             if cumulative > point:
@@ -373,3 +379,42 @@ def _choose(probs: Any, uniform: Any) -> Any:
             token += 1
     smallest = np.finfo(np.float32).tiny
     return token, np.float32(np.log(np.float64(probs[token]) + smallest) - np.log(total))
+
+
+@jit
+def _total(x: Any) -> Any:
+    total = 0.0
+    for i in range(len(x)):
+        total += np.float64(x[i])
+    return total
+
+
+@jit
+def _temper(probs: Any, temperature: Any) -> None:
+    """Each of ``probs`` (V,) to the power of 1 / ``temperature``, in place, as a share of the largest."""
+    smallest = np.float64(np.finfo(np.float32).tiny)
+    largest = np.log(np.float64(_max_of(probs, len(probs))) + smallest)
+    for v in range(len(probs)):
+        probs[v] = np.exp((np.log(np.float64(probs[v]) + smallest) - largest) / temperature)
+
+
+@jit
+def _keep_nucleus(probs: Any, total: Any, top_p: Any) -> Any:
+    """Set to 0 all but the fewest, most probable words (of equals, the first) that hold ``top_p`` of ``total``; returns
+    the sum of what is left."""
+    # All words that are below this hold no more than 1 - top_p together, so they need not be sorted.
+    improbable = (1.0 - top_p) * total / len(probs)
+    words = np.flatnonzero(probs > improbable)
+    order = np.argsort(-probs[words], kind="mergesort")
+    count, held = 0, 0.0
+    while count < len(order) and held < top_p * total:
+        held += np.float64(probs[words[order[count]]])
+        count += 1
+    if count == 0:  # not numbers
+        return total
+    last = words[order[count - 1]]
+    least = probs[last]
+    for v in range(len(probs)):
+        if probs[v] < least or (probs[v] == least and v > last):
+            probs[v] = np.float32(0)
+    return _total(probs)

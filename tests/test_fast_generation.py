@@ -81,7 +81,9 @@ def test_neither_slots_nor_the_schedule_change_what_is_sampled(seed, num_slots, 
 
 
 @pytest.mark.parametrize("name", ["llama", "tiny"])
-@pytest.mark.parametrize("options", [{"top_p": 0.6}, {"temperature": 0.7}, {"greedy": True}])
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.6}, {"temperature": 0.7}, {"temperature": 1.5, "top_p": 0.9}, {"greedy": True}]
+)
 def test_ways_of_sampling_are_those_of_the_simple_engine(name, options):
     model = getattr(small_models, name)(PADDED)
     engines = [make_generator(model, CODEC, engine=engine, **options) for engine in ("fast", "simple")]

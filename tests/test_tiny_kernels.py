@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from agents import tiny_kernels
+from agents.sampling import choose
 
 FLOATS = st.floats(-100.0, 100.0, width=32)
 PROGRAM = """
@@ -59,9 +61,43 @@ def test_exponentials_are_as_exact_as_it_says(x: float) -> None:
     assert float(tiny_kernels._exp(np.float32(x))) == pytest.approx(np.exp(np.float64(np.float32(x))), rel=2.4e-7)
 
 
+@given(
+    numbers=st.lists(st.integers(0, 15), min_size=2, max_size=40).filter(any),
+    point=st.integers(0, 62),
+    temperature=st.sampled_from([0.5, 1.0, 1.7]),
+    top_p=st.sampled_from([0.1, 0.5, 0.77, 0.95, 1.0]),
+    scale=st.sampled_from([0.25, 1.0]),
+)
+def test_a_word_is_chosen_as_in_the_reference(numbers, point, temperature, top_p, scale) -> None:
+    """Many words are as probable as others; points and ``top_p`` are where rounding decides nothing."""
+    probs = np.array(numbers, dtype=np.float32) * np.float32(scale)
+    powers = np.array(numbers, dtype=np.float64) ** (1 / temperature)
+    shares = powers / powers.sum()
+    ranks = sorted(range(len(numbers)), key=lambda v: (-numbers[v], v))
+    held = np.cumsum(shares[ranks])
+    assume(np.abs(held - top_p).min() > 1e-5 or top_p == 1)
+    kept = set(ranks[: 1 + int((held < top_p).sum())])
+    uniform = (point + 0.5) / 63
+    borders = np.cumsum([shares[v] if v in kept else 0.0 for v in range(len(numbers))])
+    assume(np.abs(borders / borders[-1] - uniform).min() > 1e-5)
+    expected, logprob = choose(
+        torch.from_numpy(probs).log()[None],
+        torch.tensor([uniform], dtype=torch.float64),
+        temperature,
+        len(probs),
+        top_p,
+    )
+    token, found = tiny_kernels._choose(probs.copy(), uniform, temperature, top_p)
+    assert token == expected.item()
+    assert found == pytest.approx(logprob.item(), abs=1e-5)
+    assert token in kept
+
+
 def test_nothing_that_is_not_a_number_disappears() -> None:
     x = np.array([0.0, np.nan, 1.0], dtype=np.float32)
     assert np.isnan(tiny_kernels._exps(x, np.float32(1.0), 3))
+    for top_p in (0.9, 1.0):
+        assert np.isnan(tiny_kernels._choose(x.copy(), 0.5, 1.0, top_p)[1])
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 16), (64, 192), (256, 64), (64, 1024), (512, 1024)])
