@@ -53,6 +53,18 @@ class Decoder(Protocol):
         """Append one token, at ``positions``, to each of the first R rows: scores of the next ones."""
         ...
 
+    def take_steps(self, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
+        """`TurnRows.take_step`, ``count`` times; no row may come to see more than ``longest`` columns."""
+        ...
+
+    def copy_rows(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Make the first ``length`` columns of each of ``targets`` those of its source."""
+        ...
+
+
+class SamplingDecoder(Decoder, Protocol):
+    """A decoder whose steps return to torch, where the next tokens are chosen."""
+
     def sample(
         self,
         scores: Float[Tensor, "R V"],
@@ -64,19 +76,11 @@ class Decoder(Protocol):
         """What ``agents.sampling.choose`` does, with what `step` has returned."""
         ...
 
-    def take_steps(self, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
-        """`TurnRows.take_step`, ``count`` times; no row may come to see more than ``longest`` columns."""
-        ...
-
-    def copy_rows(self, sources: list[int], targets: list[int], length: int) -> None:
-        """Make the first ``length`` columns of each of ``targets`` those of its source."""
-        ...
-
 
 class StepByStep:
-    """`Decoder.take_steps` for decoders that compute one step at a time."""
+    """`Decoder.take_steps` for a `SamplingDecoder`."""
 
-    def take_steps(self: Decoder, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
+    def take_steps(self: SamplingDecoder, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
         for _ in range(count):
             rows.take_step(self, sampling, longest)
 

@@ -21,7 +21,6 @@ from agents.decoders import effective_weight
 from agents.ops import Chunk, Ops, Step, TorchOps
 from agents.tiny import rotary_phases
 from agents.tiny_arrays import Cache, Turns, Weights
-from agents.tiny_decoder import sample
 from agents.turn_rows import Sampling, TurnRows
 
 _Floats = npt.NDArray[np.float32]
@@ -118,15 +117,10 @@ class TinyCpuDecoder:
         self._forward(*arrays, np.full(len(token_ids), -1), ends)
 
     def step(self, token_ids: Tensor, positions: Tensor, step: Step) -> Tensor:
-        """Probabilities (R, V), which `sample` takes; valid until the next step."""
+        """Probabilities (R, V), valid until the next step."""
         rows = np.flatnonzero(step.lengths.numpy())
         self._forward(token_ids.numpy()[rows], rows, positions.numpy()[rows], rows, range(1, len(rows) + 1))
         return torch.from_numpy(self._probs[: len(token_ids)])
-
-    def sample(
-        self, scores: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
-    ) -> tuple[Tensor, Tensor]:
-        return sample(scores, uniforms, temperature, vocab_size, top_p)
 
     def take_steps(self, rows: TurnRows, count: int, sampling: Sampling, longest: int) -> None:
         turns = Turns(*(getattr(rows, field.name).numpy() for field in fields(rows)))

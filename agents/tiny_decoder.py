@@ -116,7 +116,13 @@ class TinyDecoder(StepByStep):
     def sample(
         self, scores: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
     ) -> tuple[Tensor, Tensor]:
-        return sample(scores, uniforms, temperature, vocab_size, top_p)
+        """From probabilities (R, V), which need no logarithm of all words at temperature 1."""
+        if temperature != 1 or top_p < 1 or uniforms is None:
+            return choose(_logs(scores), uniforms, temperature, vocab_size, top_p)
+        cumulative = scores[:, :vocab_size].cumsum(dim=-1, dtype=torch.float64)
+        total = cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True).clamp_max_(vocab_size - 1)
+        return ids.squeeze(-1), (_logs(scores.gather(-1, ids)) - total.log()).squeeze(-1).float()
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return F.embedding(token_ids, self._model.embed_tokens.weight) * math.sqrt(self._config.hidden_size)
@@ -163,18 +169,6 @@ class TinyDecoder(StepByStep):
         following = self._ids[:num_rows, 0, 1 : longest + 1, 0]
         vocabulary = F.linear(normed, self._model.lm_head.weight).softmax(dim=-1)
         return vocabulary.mul_(weights[:, :1]).scatter_add_(-1, following, weights[:, 1:])
-
-
-def sample(
-    probs: Tensor, uniforms: Tensor | None, temperature: float, vocab_size: int, top_p: float
-) -> tuple[Tensor, Tensor]:
-    """`agents.sampling.choose` for probabilities (R, V), which need no logarithm of all words at temperature 1."""
-    if temperature != 1 or top_p < 1 or uniforms is None:
-        return choose(_logs(probs), uniforms, temperature, vocab_size, top_p)
-    cumulative = probs[:, :vocab_size].cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    ids = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True).clamp_max_(vocab_size - 1)
-    return ids.squeeze(-1), (_logs(probs.gather(-1, ids)) - total.log()).squeeze(-1).float()
 
 
 def _logs(probs: Tensor) -> Tensor:

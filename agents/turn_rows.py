@@ -13,7 +13,7 @@ from agents import stop_tags
 from agents.ops import Step
 
 if TYPE_CHECKING:
-    from agents.decoders import Decoder
+    from agents.decoders import SamplingDecoder
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TurnRows:
             x[targets] = x[sources]
         self.is_open[sources] = False
 
-    def take_step(self, decoder: Decoder, sampling: Sampling, longest: int) -> None:
+    def take_step(self, decoder: SamplingDecoder, sampling: Sampling, longest: int) -> None:
         """One token more for every open turn, and whether that ends it; nothing waits for the device.
 
         ``longest`` bounds the columns that any row sees, its new one included.

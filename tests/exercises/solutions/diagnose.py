@@ -16,8 +16,8 @@ Metrics = dict[str, Floats]
 
 WINDOW = 5
 CAUSES = ("healthy", "steps too large", "unmasked documents", "entropy bonus")
-KL_LIMIT = 0.09
-"""Between the trailing means of runs that collapsed and of others."""
+KL_LIMIT = 0.075
+"""Between what two updates in a row have in runs that collapsed and in others."""
 
 
 def smooth(em: Floats) -> Floats:
@@ -49,16 +49,10 @@ def dead_since(metrics: Metrics) -> int | None:
 
 
 def first_warning(metrics: Metrics) -> int | None:
-    """The mean KL of three updates is above the limit twice in a row."""
-    kl = metrics["loss/approx_kl"]
-    above = 0
-    for i in range(2, len(kl)):
-        recent = kl[i - 2 : i + 1]
-        recent = recent[np.isfinite(recent)]
-        above = above + 1 if recent.size and recent.mean() > KL_LIMIT else 0
-        if above == 2:
-            return i
-    return None
+    """KL is above the limit in two updates in a row."""
+    above = metrics["loss/approx_kl"] > KL_LIMIT
+    found = np.flatnonzero(above[1:] & above[:-1])
+    return int(found[0]) + 1 if found.size else None
 
 
 def cause(metrics: Metrics) -> str:

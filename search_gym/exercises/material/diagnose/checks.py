@@ -27,7 +27,7 @@ from search_gym.exercises.suspects import compare
 
 KL = "loss/approx_kl"
 CAUSES = ("healthy", "steps too large", "unmasked documents", "entropy bonus")
-SHOULD_BEAT, FULL_POINTS = 0.4, 0.5
+SHOULD_BEAT, FULL_POINTS = 0.4, 0.55
 """A limit on one metric that one tries for a minute has a Youden's index of 0.6 to 0.8 on the seen runs, and of 0.5 to
 0.65 on those of the check."""
 LARGE_KL = 0.1
