@@ -67,6 +67,9 @@ class ComputeConfig:
     a CPU, 2048."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Type of the computation; the weights that are trained stay float32."""
+    share_prompts: bool = True
+    """Compute a prompt that rollouts begin with once, where that is less work: for models with a plain output layer,
+    unless layers are compiled, checkpointed or sharded."""
     compile: Literal["none", "layers"] = "none"
     """Compile the layers of the model for the update (torch.compile): worth its half minute on a GPU."""
     gradient_checkpointing: bool = False

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from agents.forward import takes_logits_to_keep
 from agents.kv_cache import Block, SlotCache
-from agents.policy import takes_logits_to_keep
 from agents.sampling import Randomness, check_top_p, choose
 from search_gym.codec import TokenCodec, TokenIds
 from search_gym.errors import OptionError

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents import losses, sharding
 from agents.config import OptimizerConfig, TrainConfig
-from agents.micro_batches import micro_batches
+from agents.micro_batches import Sizes, micro_batches
 from agents.policy import CausalLMPolicy, CausalLMWithValueHead, TokenEvaluation, TokenScores
 from agents.preparation import prepare_models
 from agents.rollout import RolloutBatch
@@ -134,7 +134,7 @@ class Learner:
         mask = batch.loss_mask if mask is None else mask
         kind = TokenEvaluation if isinstance(policy, CausalLMWithValueHead) else TokenScores
         total = kind(*(torch.zeros(mask.shape, device=self.device) for _ in kind._fields))
-        for places in self._cut(batch.attention_mask.sum(dim=1).cpu()):
+        for places in self._cut(Sizes.of(batch), policy.share_prompts):
             rows = places.to(self.device)
             part = batch.select(rows)
             length = part.token_ids.shape[1]
@@ -160,14 +160,14 @@ class Learner:
         ``idle`` (B,) says whose loss has no gradient; with several processes it is not made use of.
         """
         config = self.config
-        lengths = batch.attention_mask.sum(dim=1).cpu()
+        sizes = Sizes.of(batch)
         if idle is None or self.accelerator.num_processes > 1 or self.is_sharded:
             idle = torch.zeros(len(batch), dtype=torch.bool)
         idle = idle.cpu()
         shuffle = torch.Generator().manual_seed(seed)
         for _ in range(config.epochs):
             for minibatch in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
-                pieces = self._pieces(lengths[minibatch], idle[minibatch])
+                pieces = self._pieces(sizes[minibatch], idle[minibatch])
                 self._sums: dict[str, Tensor] = {}
                 self.optimizer.zero_grad()
                 for i, (piece, self._is_idle) in enumerate(pieces):
@@ -175,8 +175,9 @@ class Learner:
                     syncs = self.is_sharded or i == len(pieces) - 1
                     with nullcontext() if syncs else self.accelerator.no_sync(self._wrapped):
                         rows = minibatch[piece].to(self.device)
-                        self._num_tokens += int(lengths[minibatch[piece]].sum())
-                        self._num_columns += len(piece) * int(lengths[minibatch[piece]].max())
+                        lengths = sizes.lengths[minibatch[piece]]
+                        self._num_tokens += int(lengths.sum())
+                        self._num_columns += len(piece) * int(lengths.max())
                         places = piece.to(self.device)
                         yield Part(batch.select(rows), rows, minibatch.to(self.device), places, self._is_idle)
                 if all(is_idle for _, is_idle in pieces):
@@ -184,13 +185,13 @@ class Learner:
                 self._step()
         self.gather_weights()
 
-    def _pieces(self, lengths: Tensor, is_idle: Tensor) -> list[tuple[Tensor, bool]]:
+    def _pieces(self, sizes: Sizes, is_idle: Tensor) -> list[tuple[Tensor, bool]]:
         """Which rows of a mini-batch are computed together, and whether without a gradient."""
         found: list[tuple[Tensor, bool]] = []
         for kind in (False, True):
             (places,) = (is_idle == kind).nonzero(as_tuple=True)
             if len(places):
-                found += [(places[piece], kind) for piece in self._cut(lengths[places])]
+                found += [(places[piece], kind) for piece in self._cut(sizes[places], self.trained.share_prompts)]
         return found
 
     def _set_gradients_to_zero(self) -> None:
@@ -268,8 +269,8 @@ class Learner:
         """The share of padding in what this process has computed gradients of since `begin`."""
         return 1.0 - self._num_tokens / max(1, self._num_columns)
 
-    def _cut(self, lengths: Tensor) -> list[Tensor]:
-        """Which of the rollouts of these ``lengths`` this process computes together, part by part."""
+    def _cut(self, sizes: Sizes, shares_prompts: bool) -> list[Tensor]:
+        """Which of the rollouts of these ``sizes`` this process computes together, part by part."""
         compute, num_processes = self.config.compute, self.accelerator.num_processes
         rows, tokens = compute.micro_batch_size, compute.micro_batch_tokens
         if rows is None and tokens is None:
@@ -277,9 +278,9 @@ class Learner:
                 tokens = CPU_TOKENS
             else:
                 rows = self.config.minibatch_size // num_processes
-        by_length = lengths.argsort(stable=True)
-        ours = by_length[self.accelerator.process_index :: num_processes]
-        cuts = micro_batches(lengths[by_length].tolist(), rows=rows, tokens=tokens, num_processes=num_processes)
+        order, costs = sizes.order(self.policy.model.config if shares_prompts else None, num_processes)
+        ours = order[self.accelerator.process_index :: num_processes]
+        cuts = micro_batches(costs.tolist(), rows=rows, tokens=tokens, num_processes=num_processes)
         return [ours[cut] for cut in cuts]
 
     def _autocast(self) -> torch.autocast:

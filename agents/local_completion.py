@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from agents.policy import evaluate_tokens, logprobs_at, takes_logits_to_keep, tempered
+from agents.forward import takes_logits_to_keep
+from agents.policy import evaluate_tokens, logprobs_at, tempered
 from search_gym.codec import HFCodec, TokenCodec, TokenIds, encode_prompt
 from search_gym.completion import Completion, CompletionError, Prompt, check_options, check_request, cut_at
 from search_gym.errors import OptionError

@@ -6,20 +6,16 @@ that leaves it is indexed by the token it talks about.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
+from agents.forward import forward_model, has_plain_head, rows_at, states_at
 from agents.fused_scores import token_scores
 from search_gym.errors import OptionError
-
-PLAIN_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-"""Model types whose logits are the last states times one matrix, unless their configuration says more."""
 
 
 class TokenScores(NamedTuple):
@@ -65,29 +61,34 @@ def evaluate_tokens(
     *,
     vocab_size: int | None = None,
     entropy_grad: bool = True,
+    share_prompts: bool = False,
 ) -> TokenScores:
     """Log-probabilities and entropies of the tokens in ``loss_mask``, with gradients, for a model without a value head.
 
     Logits are computed only where they are needed, and in chunks for models with a plain head. ``attention_mask`` is
     True on real tokens, padding being left, right or both. ``vocab_size`` as in ``token_logprobs``.
-    ``entropy_grad=False`` saves the memory of the entropy's gradient.
+    ``entropy_grad=False`` saves the memory of the entropy's gradient. ``share_prompts``: compute what rows begin with
+    in common once, where it pays and the model has a plain head; its layers must not be compiled or checkpointed.
 
     Raises:
         OptionError: ``temperature`` is not positive, or ``loss_mask`` holds token 0, which nothing precedes.
     """
-    return _evaluate(model, token_ids, attention_mask, loss_mask, temperature, vocab_size, entropy_grad)[0]
+    options = vocab_size, entropy_grad, share_prompts
+    return _evaluate(model, token_ids, attention_mask, loss_mask, temperature, *options)[0]
 
 
 class CausalLMPolicy(nn.Module):
     """A causal language model as a policy over tokens: what algorithms without a value function train.
 
     ``model``: any Hugging Face causal LM. ``vocab_size``: the codec's, when the embedding is padded beyond it.
+    ``share_prompts``, at first False, is as in ``evaluate_tokens``.
     """
 
     def __init__(self, model: PreTrainedModel, *, vocab_size: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+        self.share_prompts = False
 
     def evaluate_tokens(
         self,
@@ -107,6 +108,7 @@ class CausalLMPolicy(nn.Module):
             temperature,
             vocab_size=self.vocab_size,
             entropy_grad=entropy_grad,
+            share_prompts=self.share_prompts,
         )
 
     def forward(self, *args: Any, **options: Any) -> TokenScores | TokenEvaluation:
@@ -156,77 +158,16 @@ class CausalLMWithValueHead(CausalLMPolicy):
             temperature,
             self.vocab_size,
             entropy_grad,
+            self.share_prompts,
             with_states=self.critic is None,
         )
         if self.critic is not None:
-            hidden = _at(last_states(self.critic, token_ids, attention_mask), places)
+            hidden = states_at(self.critic, token_ids, attention_mask, loss_mask, places, self.share_prompts)
         assert hidden is not None
         hidden = hidden.float()
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.value_head(hidden.detach() if self.detach_value else hidden).squeeze(-1)
         return TokenEvaluation(scores.logprobs, scores.entropies, _place(values, places, loss_mask))
-
-
-def forward_model(
-    model: PreTrainedModel,
-    token_ids: Int[Tensor, "B T"],
-    attention_mask: Bool[Tensor, "B T"],
-    *,
-    columns: Int[Tensor, " K"],
-    output_hidden_states: bool = False,
-) -> ModelOutput:
-    """Run ``model`` without a cache; ``logits`` (B, K, V) are those of ``columns``, and positions count real tokens."""
-    keeps = takes_logits_to_keep(model)
-    output = model(
-        input_ids=token_ids,
-        **_attention(attention_mask),
-        use_cache=False,
-        output_hidden_states=output_hidden_states,
-        **({"logits_to_keep": columns} if keeps else {}),
-    )
-    if not keeps:
-        output["logits"] = output["logits"][:, columns]
-    return output
-
-
-def last_states(
-    model: PreTrainedModel,
-    token_ids: Int[Tensor, "B T"],
-    attention_mask: Bool[Tensor, "B T"],
-) -> Float[Tensor, "B T W"]:
-    """What the output layer of ``model`` reads."""
-    if has_plain_head(model):
-        body = model.get_decoder()
-        return body(input_ids=token_ids, **_attention(attention_mask), use_cache=False).last_hidden_state
-    # Logits are not wanted; one column is the least that can be computed.
-    columns = torch.zeros(1, dtype=torch.int64, device=token_ids.device)
-    output = forward_model(model, token_ids, attention_mask, columns=columns, output_hidden_states=True)
-    return output["hidden_states"][-1]
-
-
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are the last states times the output layer's weight, and nothing else."""
-    config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    return (
-        config.model_type in PLAIN_HEADS
-        and not getattr(config, "final_logit_softcapping", None)
-        and type(head) is nn.Linear
-        and head.bias is None
-    )
-
-
-def _attention(attention_mask: Bool[Tensor, "B T"]) -> dict[str, Tensor]:
-    """What tells a model which tokens are real. Padding on the right needs no mask, because nobody looks ahead."""
-    if bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
-        return {}
-    position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
-    return {"attention_mask": attention_mask.long(), "position_ids": position_ids}
-
-
-def takes_logits_to_keep(model: PreTrainedModel) -> bool:
-    """Whether ``model`` can compute logits for some columns only."""
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def tempered(logits: Float[Tensor, "*N V"], temperature: float, vocab_size: int | None) -> Float[Tensor, "*N W"]:
@@ -265,6 +206,7 @@ def _evaluate(
     temperature: float,
     vocab_size: int | None,
     entropy_grad: bool,
+    share_prompts: bool,
     *,
     with_states: bool = False,
 ) -> tuple[TokenScores, Tensor | None, Tensor]:
@@ -273,9 +215,9 @@ def _evaluate(
     if not temperature > 0:
         raise OptionError(f"expected a temperature above 0, got {temperature}; do: raise it")
     places = _predictors(loss_mask)
-    targets = _at(_next(token_ids), places)
+    targets = rows_at(_next(token_ids), places)
     if has_plain_head(model):
-        states = _at(last_states(model, token_ids, attention_mask), places)
+        states = states_at(model, token_ids, attention_mask, loss_mask, places, share_prompts)
         head: Any = model.get_output_embeddings()
         logprobs, entropies = token_scores(
             states, head.weight, targets, temperature, vocab_size=vocab_size, entropy_grad=entropy_grad
@@ -284,17 +226,12 @@ def _evaluate(
         columns, in_columns = (places % loss_mask.shape[1]).unique(return_inverse=True)
         output = forward_model(model, token_ids, attention_mask, columns=columns, output_hidden_states=with_states)
         in_logits = places // loss_mask.shape[1] * len(columns) + in_columns
-        scores = tempered(_at(output["logits"], in_logits), temperature, vocab_size)
+        scores = tempered(rows_at(output["logits"], in_logits), temperature, vocab_size)
         logprobs = logprobs_at(scores, targets)
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             entropies = scores.logsumexp(dim=-1) - (scores.softmax(dim=-1) * scores).sum(dim=-1)
-        states = _at(output["hidden_states"][-1], places) if with_states else None
+        states = rows_at(output["hidden_states"][-1], places) if with_states else None
     return TokenScores(_place(logprobs, places, loss_mask), _place(entropies, places, loss_mask)), states, places
-
-
-def _at(x: Tensor, places: Tensor) -> Tensor:
-    """(N, ...): what (B, T, ...) ``x`` holds at ``places`` in its rows, one after the other."""
-    return x.flatten(0, 1).index_select(0, places)
 
 
 def _next(x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from agents.checkpoint import load_policy
 from agents.config import ComputeConfig, TrainConfig
-from agents.policy import PLAIN_HEADS, CausalLMPolicy, CausalLMWithValueHead, has_plain_head
+from agents.forward import PLAIN_HEADS, has_plain_head
+from agents.policy import CausalLMPolicy, CausalLMWithValueHead
 from search_gym.codec import TokenCodec
 from search_gym.errors import OptionError
 from search_gym.plugins import require
@@ -91,6 +92,10 @@ def prepare_models(config: TrainConfig, device: torch.device, *, with_values: bo
         reference = CausalLMPolicy(copy.deepcopy(policy.model), vocab_size=policy.vocab_size).requires_grad_(False)
         if config.compute.precision == "bf16":
             _cast_products(reference.model)
+    shares = config.compute.share_prompts and has_plain_head(policy.model)
+    policy.share_prompts = shares and not config.compute.gradient_checkpointing and config.compute.compile == "none"
+    if reference is not None:
+        reference.share_prompts = shares
     checkpointed = _checkpoint_gradients(policy) if config.compute.gradient_checkpointing else ()
     if config.compute.compile == "layers":
         _compile_layers(policy)

@@ -62,6 +62,7 @@ def trainable(models: Models, accelerator: Accelerator, config: ComputeConfig) -
     if config.compile != "none":
         raise OptionError(f"expected compile='none' with FSDP, got {config.compile!r}; do: leave out --compile")
     policy, checkpointed = copy.deepcopy((models.policy, models.checkpointed))
+    policy.share_prompts = False  # processes would gather weights for different numbers of calls
     return replace(models, policy=policy, checkpointed=checkpointed)
 
 

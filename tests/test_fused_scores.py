@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import plain_scores
+from agents.forward import has_plain_head
 from agents.fused_scores import token_scores
-from agents.policy import CausalLMWithValueHead, evaluate_tokens, has_plain_head, token_logprobs
+from agents.policy import CausalLMWithValueHead, evaluate_tokens, token_logprobs
 
 WIDTH, VOCAB = 6, 11
 

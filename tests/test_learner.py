@@ -20,6 +20,7 @@ from small_models import llama, tokenizer
 from agents import dapo, dr_grpo, grpo, gspo, ppo, rloo
 from agents.config import ComputeConfig, OptimizerConfig
 from agents.learner import CPU_TOKENS, Learner
+from agents.micro_batches import Sizes
 from agents.models import load_model
 from agents.tasks import EnvConfig, make_envs
 from agents.trainer import Trainer
@@ -133,11 +134,11 @@ def test_parts_hold_as_many_tokens_as_they_may(tmp_path: Path) -> None:
 
 
 def test_a_cpu_takes_parts_of_so_many_tokens_unless_told_otherwise(model: str, tmp_path: Path) -> None:
-    lengths = torch.full((64,), 100)
+    sizes = Sizes(torch.full((64,), 100), torch.ones(64, dtype=torch.int64), torch.arange(64))
     with Trainer(config(ppo.PPOConfig, tmp_path, model), title="test", make_envs=say_who) as run:
-        assert max(len(part) * 100 for part in run._cut(lengths)) <= CPU_TOKENS
+        assert max(len(part) * 100 for part in run._cut(sizes, True)) <= CPU_TOKENS
     with Trainer(config(ppo.PPOConfig, tmp_path, model, micro_batch_size=8), title="test", make_envs=say_who) as run:
-        assert [len(part) for part in run._cut(lengths)] == [8] * 8
+        assert [len(part) for part in run._cut(sizes, True)] == [8] * 8
 
 
 @pytest.mark.parametrize("is_off", [False, True])

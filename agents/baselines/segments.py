@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from agents.baselines import critique
 from agents.baselines.reflection import search
+from agents.forward import forward_model
 from agents.generation import CachedGenerator, SampledTurn
-from agents.policy import forward_model, token_logprobs
+from agents.policy import token_logprobs
 from agents.rollout import Rollout, TurnEvent
 from agents.supervised import Example, pad
 from search_gym import Document, TokenCodec
