@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_models
 from safetensors.torch import load_file
 
 from agents import algorithms
@@ -76,6 +77,23 @@ def test_two_cpu_processes_make_the_updates_of_one(alone: Path, tmp_path: Path) 
     launch("--num_processes", "2", "--cpu", "-m", "agents.ppo", *options(tmp_path / "two"))
     assert_same_run(tmp_path / "two", alone)
     assert rows(tmp_path / "two") != rows(alone)  # bit-identical sums would mean that there was one process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [("--num_processes", "2", "--cpu"), FSDP], ids=["ddp", "fsdp"])
+def test_two_processes_that_share_prompts_make_the_updates_of_one(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    words = small_models.tokenizer()
+    small_models.llama(len(words)).save_pretrained(tmp_path / "model")
+    words.save_pretrained(tmp_path / "model")
+    turns = ("--env.max-turns", "0", "--env.max-turn-tokens", "4")  # after prompts of a dozen tokens
+    sizes = ("--minibatch-size", "16", "--micro-batch-size", "8")
+    more = ("--model", str(tmp_path / "model"), "--entropy-coef", "0.01", *turns, *sizes)
+    for run_dir, shares in (("one", "--no-share-prompts"), ("shared", "--share-prompts")):
+        algorithms.load("grpo").main(options(tmp_path / run_dir, *more, shares))
+    launch(*launcher, "-m", "agents.grpo", *options(tmp_path / "two", *more))
+    assert rows(tmp_path / "shared") != rows(tmp_path / "one")  # bit-identical sums would mean that nothing was shared
+    assert_same_run(tmp_path / "shared", tmp_path / "one")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 def test_processes_that_share_the_weights_out_make_the_updates_of_one(alone: Path, tmp_path: Path) -> None:
