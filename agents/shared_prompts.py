@@ -22,8 +22,8 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from agents.tiny import CACHE
 
 AT_MOST = 0.8
-"""Prompts are shared when the work is at most this part of that of whole rows. Counted multiplications predict measured
-times to about 15 % (`benchmarks.shared_prompts`)."""
+"""Prompts are shared when the layers' work is at most this part of that of whole rows. The rest of an update, which is
+the same both ways, brings measured ratios of times closer to 1 (`benchmarks.shared_prompts`)."""
 
 Integers = npt.NDArray[np.int64]
 

@@ -85,6 +85,19 @@ def test_shared_prompts_change_no_score_and_no_gradient(model: PreTrainedModel, 
         torch.testing.assert_close(other, gradient, rtol=0, atol=3e-4 * largest)
 
 
+@torch.no_grad()
+@settings(max_examples=10, deadline=None)
+@given(batch=batches())
+def test_in_bfloat16_they_change_a_score_by_its_rounding(model: PreTrainedModel, batch: Any) -> None:
+    """Against float32, as far off as whole rows are: eight bits of mantissa, and logits of several units."""
+    with pytest.MonkeyPatch.context() as patch:
+        always(patch)
+        exact = evaluate_tokens(model, *batch, 1.0).logprobs
+        with torch.autocast("cpu", torch.bfloat16):
+            whole, shared = (evaluate_tokens(model, *batch, 1.0, share_prompts=s).logprobs for s in (False, True))
+    assert (shared - exact).abs().max() <= 3 * (whole - exact).abs().max() + 0.1
+
+
 @settings(deadline=None)
 @given(batch=batches())
 def test_what_is_shared_is_what_rows_have_in_common_before_they_sample(batch: Any) -> None:
